@@ -390,9 +390,13 @@ class Evaluator:
         return Result(metrics, self.protocol, picture(first, self.shapes), errors, tuple(captions))
 
     def _n_of(self, name: str, replicates: list[Replicate]) -> int:
-        """Return the number of samples that a metric counts: those whose caption states its attribute."""
+        """Return the number of samples that a metric counts: those whose caption states its attribute.
+
+        It is the smallest one of the replicates, which may have different captions.
+        """
         captioned = {metric.name for metric in self.reference_free if metric.captioned}
-        return replicates[0].values[name].n if name in captioned else self.spec.samples
+        counted = [replicate.values[name].n for replicate in replicates]
+        return min(counted) if name in captioned else self.spec.samples
 
     def _needed(self, extractor: str) -> list[Metric]:
         return metrics_of(metric.value for metric in self.metrics if metric.extractor == extractor)

@@ -95,7 +95,8 @@ class HeldOutLoss:
     def _losses(self, model: nn.Module, place: np.ndarray) -> Tensor:
         """Return the loss of each sample, time and part, float64 (B, K, P), on the device."""
         device, bfloat16 = self.world.device, self.spec.precision == "bfloat16"
-        x0, y = self._clean(place).to(device), self._condition(place).to(device)
+        x0, y = self._inputs(place)
+        x0, y = x0.to(device), y.to(device)
         noise = Streams(self.spec.seed).normal("held_out_noise", place, x_shape(self.dataset)).to(device)
         target, at_times = velocity_target(x0, noise), []
         for t in TIMES:
@@ -106,21 +107,20 @@ class HeldOutLoss:
             at_times.append(torch.stack([part.flatten(1).double().mean(dim=1) for part in squares], dim=1))
         return torch.stack(at_times, dim=1)
 
-    def _clean(self, place: np.ndarray) -> Tensor:
-        """Return the samples as the network is trained on them, float32 (B, ...)."""
+    def _inputs(self, place: np.ndarray) -> tuple[Tensor, Condition]:
+        """Return the samples as the network is trained on them, float32 (B, ...), and their conditions.
+
+        A condition is the first caption of a sample, or its label.
+        """
         latent = Capabilities(self.dataset).latent
         if latent is None:
-            return from_pixels(images(self.dataset, place)[0])
-        noise = Streams(self.spec.seed).normal("held_out_posterior", place, self.dataset.shape)
-        return latent.draws(place, None, noise)
-
-    def _condition(self, place: np.ndarray) -> Condition:
-        """Return the first captions of the samples, or their labels."""
-        if self.captions is not None:
-            return self.captions.first(place)
-        latent = Capabilities(self.dataset).latent
-        labels = images(self.dataset, place)[1] if latent is None else [latent.label(int(i)) for i in place]
-        return torch.as_tensor(labels)
+            pixels, labels = images(self.dataset, place)
+            x0 = from_pixels(pixels)
+        else:
+            labels = [latent.label(int(index)) for index in place]
+            noise = Streams(self.spec.seed).normal("held_out_posterior", place, self.dataset.shape)
+            x0 = latent.draws(place, None, noise)
+        return x0, torch.as_tensor(labels) if self.captions is None else self.captions.first(place)
 
 
 def named_values(losses_NKP: np.ndarray, parts: list[str]) -> dict[str, Value]:

@@ -24,6 +24,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
 from metrics.domain.clip_obedience import clip_obedience
-from metrics.domain.obedience import obedience, scene_reader
+from metrics.domain.obedience import SceneReader, obedience, scene_reader
 from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
 from metrics.extractors.base import Extractor
@@ -181,8 +182,7 @@ def _obeys(name: str, by: str, dataset: Dataset, train: np.ndarray, __: torch.de
 def _of_scenes(
     kind: str, dataset: Dataset, truth: Callable[[int], Truth], train: np.ndarray
 ) -> tuple[Measure, dict[str, Any]]:
-    cells = known_cells([truth(int(index)) for index in train])
-    trained = scene_reader(images(dataset, train)[0], cells, CELL, cache=cache_dir("extractors"))
+    trained = _scene_reader(dataset, train.astype(np.int64).tobytes())
 
     def measure(parts: Parts, places: np.ndarray) -> Value:
         captions = [wanted_scene(truth(int(place))) for place in places]
@@ -196,6 +196,15 @@ def _of_clips(kind: str, readers: ClipReaders) -> tuple[Measure, dict[str, Any]]
         return clip_obedience(kind, readers.shown(parts), readers.stated(places))
 
     return measure, readers.about()
+
+
+@lru_cache(maxsize=1)
+def _scene_reader(dataset: Dataset, train: bytes) -> SceneReader:
+    """Return the reader trained on samples with indices int64 `train`, which all kinds share."""
+    truth, index = Capabilities(dataset).truth, np.frombuffer(train, np.int64)
+    assert truth is not None
+    cells = known_cells([truth(int(place)) for place in index])
+    return scene_reader(images(dataset, index)[0], cells, CELL, cache=cache_dir("extractors"))
 
 
 def _scored(name: str, score: CaptionScore, captions: Captions) -> ReferenceFreeMetric:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from harness.config import registry
 from harness.errors import UserError
 from harness.files.parse import parse_json
 from harness.flow.batch import Batch, Draw, View
+from harness.flow.golden_checks import Fields, architecture, check_given, check_meta, misfit
 from harness.flow.path import interpolate
 from harness.flow.samplers import euler, euler_maruyama, heun, velocity_field
 from harness.flow.student import Student
@@ -79,8 +81,15 @@ class Golden:
 
     def model(self, layout: str) -> Backbone:
         """Return the network with the weights of the file."""
-        arch = self.meta["arch"]
-        return load_published(self.weights, layout, heads=arch["num_heads"], patch=arch["patch_size"]).eval()
+        heads, patch = architecture(self.path, self.meta)
+        try:
+            model = load_published(self.weights, layout, heads=heads, patch=patch).eval()
+        # What reading shapes of weights of another rank or size raises.
+        except (ArithmeticError, AttributeError, IndexError, TypeError) as error:
+            raise misfit(self.path, str(error)) from error
+        check_meta(self.path, self.meta, model.config.size.depth)
+        check_given(self.path, self.given, self.meta, model.config)
+        return model
 
     def batch(self, features: Tensor | None = None) -> Batch:
         """Return the inputs as a batch, with encoder features if given."""
@@ -101,14 +110,7 @@ def verify(path: Path) -> list[Check]:
         raise UserError(
             f"{path} has {', '.join(sorted(golden.out)) or 'no out.*'}: not a known kind of golden file"
         )
-    try:
-        computed = compute(golden)
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error.args[0]!r}, which this kind of golden file needs") from error
-    # Whatever the networks raise for tensors and metadata that do not fit each other.
-    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} has tensors or metadata that do not fit this kind: {reason}") from error
+    computed = compute(golden)
     return [Check(name, _error(computed.get(name), golden.out[name])) for name in sorted(golden.out)]
 
 
@@ -122,9 +124,10 @@ def read(path: Path) -> Golden:
         raise UserError(f"cannot read {path} as safetensors: {error}") from error
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        return Fields(path, prefix, found)
 
-    return Golden(path, part("weights."), part("in."), part("out."), meta)
+    return Golden(path, dict(part("weights.")), part("in."), part("out."), Fields(path, "", meta))
 
 
 def _sit_forward(golden: Golden) -> dict[str, Tensor]:
@@ -239,10 +242,18 @@ def _method(
     """Return a method with the file's projector, and a student whose teacher has the same weights."""
     model = golden.model(layout)
     cls = registry.load("method", name)
-    config = cls.Config(**settings, **({"projector_width": width} if width else {}))
+    try:
+        config = cls.Config(**settings, **({"projector_width": width} if width else {}))
+    except ValidationError as error:
+        raise misfit(golden.path, str(error).splitlines()[-1].strip()) from error
     method = cls.build(config, model.config, encoder_dims=encoder_dims)
     projector = method.projectors[0] if encoder_dims else method.projector
-    projector.load_state_dict(projector_state(golden.weights))
+    try:
+        projector.load_state_dict(projector_state(golden.weights))
+    except RuntimeError as error:
+        raise misfit(
+            golden.path, f"the projector's weights: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return Student(model, model, model.config), method
 
 

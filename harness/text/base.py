@@ -8,7 +8,7 @@ vector for each caption. Features of padding are zero if padding is masked.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -88,7 +88,7 @@ class Hidden(NamedTuple):
     """(n, D') one vector per caption."""
 
 
-class FrozenTextEncoder:
+class FrozenTextEncoder(ABC):
     """Base class of text encoders, which implement `tokens`, `token_counts` and `hidden`."""
 
     name: str
@@ -104,9 +104,10 @@ class FrozenTextEncoder:
         self.dim, self.length, self.flops = about
         self.longest = settings.length
 
-    @classmethod
+    # An encoder may have no weights.
+    @classmethod  # noqa: B027
     def check_weights(cls, settings: TextSpec) -> None:
-        """Raise `UserError` if the weights are not on this machine; an encoder may have none."""
+        """Raise `UserError` if the weights are not on this machine."""
 
     @abstractmethod
     def tokens(self, captions: Sequence[str]) -> Tokens:
@@ -125,17 +126,21 @@ class FrozenTextEncoder:
         return joined([self._block(captions[i : i + BLOCK]) for i in range(0, len(captions), BLOCK)])
 
     def _block(self, captions: Sequence[str]) -> Text:
-        tokens = self.tokens(captions)
+        """Return the features of at most `BLOCK` captions from a pass of exactly `BLOCK`.
+
+        All passes have one shape, because the last bits of a matrix product depend on its shape.
+        """
+        tokens = self.tokens([*captions, *[""] * (BLOCK - len(captions))])
         moved = Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device))
         # Features do not depend on the precision of training, because they are computed once for many runs.
         with torch.autocast(self.device.type, enabled=False):
             hidden = self.hidden(moved)
         if self.settings.pooled:
-            return Text(hidden.pooled.float().cpu()[:, None])
+            return Text(hidden.pooled.float().cpu()[:, None])[: len(captions)]
         features = hidden.tokens.float().cpu()
         if self.settings.padding == "attended":
-            return Text(features)
-        return Text(features * tokens.mask[..., None], tokens.mask)
+            return Text(features)[: len(captions)]
+        return Text(features * tokens.mask[..., None], tokens.mask)[: len(captions)]
 
 
 def joined(texts: Sequence[Text]) -> Text:

@@ -158,7 +158,7 @@ class RandomText(FrozenTextEncoder):
         return Hidden(chosen, last[torch.arange(len(last)), tokens.mask.sum(1) - 1])
 
     def _prepared(self, dataset: Dataset, held_out: float) -> tuple[Vocabulary, CaptionModel]:
-        vocabulary = Vocabulary.of_captions(training_captions(dataset, held_out))
+        vocabulary = Vocabulary.of_captions(training_captions(dataset, held_out, self.name))
         return vocabulary, build(len(vocabulary), self.settings.length)
 
 
@@ -178,7 +178,7 @@ class LocalText(RandomText):
                 saved = checkpoint.load(file)
             # The file is missing or damaged.
             except UserError:
-                captions = training_captions(dataset, held_out)
+                captions = training_captions(dataset, held_out, self.name)
                 vocabulary = Vocabulary.of_captions(captions)
                 network = build(len(vocabulary), self.settings.length)
                 fit(network, vocabulary.padded(captions, self.settings.length), self.device)
@@ -190,16 +190,19 @@ class LocalText(RandomText):
         return vocabulary, network
 
 
-def training_captions(dataset: Dataset, held_out: float) -> list[str]:
-    """Return the captions of the training split, of at most `READ` samples."""
+def training_captions(dataset: Dataset, held_out: float, encoder: str) -> list[str]:
+    """Return the captions of the training split, of at most `READ` samples.
+
+    Raises `UserError` that names the encoder for data without captions.
+    """
     captions = Capabilities(dataset).captions
     train = split(dataset, held_out).train
     chosen = train[:: -(-len(train) // READ)]
     found = [text for index in chosen for text in (captions(int(index)) if captions else ())]
     if not found:
         raise UserError(
-            "text encoder 'local:text' learns from captions, which this data set does not have; choose "
-            "minilm or transformers:FOLDER"
+            f"text encoder '{encoder}' needs captions for its vocabulary, which this data set does not have; "
+            "choose minilm or transformers:FOLDER"
         )
     return found
 

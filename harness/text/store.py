@@ -6,6 +6,7 @@
     index-KEY.hashes     the hashes of all parts, sorted; KEY is a hash of the parts
     index-KEY.entries    their entries in the same order
     index-KEY.sha256     checksums of both, written last
+    verified.json        the stamps of the files of each part whose checksums were compared
 
 The index is merged range by range, so memory does not grow with the number of captions. A process that is
 killed loses at most the part that it was writing.
@@ -14,9 +15,11 @@ killed loses at most the part that it was writing.
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +27,8 @@ import torch
 from harness.backbone.condition import Text
 from harness.errors import UserError
 from harness.files.files import replacing, write_atomic
+from harness.files.parse import parse_json
+from harness.files.stamps import stamp_of, stored
 from metrics.files.hashing import sha256_of
 
 ENTRY = np.dtype(
@@ -33,8 +38,7 @@ ENTRY = np.dtype(
 cut."""
 RANGES = 64
 """Ranges of hashes that are merged one after the other."""
-VERIFIED_BYTES = 2 << 30
-"""Rows are verified by their checksum if a store is smaller than this, else by their size alone."""
+VERIFIED = "verified.json"
 
 
 class Hashes(NamedTuple):
@@ -63,7 +67,8 @@ class Store:
         self.folder, self.length, self.dim = folder, length, dim
         self.tokens, self.masked = tokens, masked
         self._high, self._entries = np.empty(0, "<u8"), np.empty(0, ENTRY)
-        self._rows: dict[int, np.ndarray] = {}
+        self._rows: list[np.ndarray] = []
+        self._written: list[int] = []
 
     def __len__(self) -> int:
         return len(self._high)
@@ -94,7 +99,7 @@ class Store:
         tokens = np.zeros(len(captions), np.int64)
         for row, entry in enumerate(self._entries[places]):
             start, count = int(entry["start"]), int(entry["tokens"])
-            features[row, :count] = self._part(int(entry["part"]))[start : start + count]
+            features[row, :count] = self._rows[int(entry["part"])][start : start + count]
             tokens[row] = count
         mask = torch.arange(self.length) < torch.from_numpy(tokens)[:, None] if self.masked else None
         return Text(torch.from_numpy(features), mask)
@@ -122,6 +127,7 @@ class Store:
                 out.write(rows.numpy().astype("<f4", copy=False).tobytes())
         write_atomic(self._file(number, "entries"), entries.tobytes())
         write_atomic(self._file(number, "sha256"), _sums(self._files(number)))
+        self._written.append(number)
 
     def refresh(self) -> None:
         """Open the index of all parts; merge their entries first if it does not exist or is damaged."""
@@ -137,24 +143,33 @@ class Store:
         # An index of no captions cannot be mapped.
         if parts:
             self._high, self._entries = np.memmap(files[0], "<u8", "r"), np.memmap(files[1], ENTRY, "r")
-        self._rows = {}
-        # Processes that have an older index open keep its content until they close it.
+        # All rows are mapped now: another process may later replace a part that it finds damaged, and what is
+        # mapped keeps its content, as the index does.
+        self._rows = [self._mapped(part) for part in parts]
+        self._note_written()
         for old in self.folder.glob("index-*"):
             if old not in (*files, sums):
                 old.unlink(missing_ok=True)
 
     def repair(self) -> None:
-        """Remove damaged parts and all after them, so that they are written again."""
-        parts = self.parts()
-        sizes = [file.stat().st_size if (file := self._file(part, "rows")).exists() else 0 for part in parts]
-        for part, size in zip(parts, sizes, strict=True):
-            files, sums = self._files(part), self._file(part, "sha256")
-            complete = size and size % (4 * self.dim) == 0 and files[1].exists()
-            if not complete or (sum(sizes) <= VERIFIED_BYTES and not _match(files, sums)):
+        """Remove damaged parts and all after them, so that they are written again.
+
+        Checksums are compared for parts whose files have other stamps than when they last matched.
+        """
+        parts, known = self.parts(), self._verified()
+        matching: dict[str, list[list[int]]] = {}
+        for part in parts:
+            stamps, now = self._stamps(part), time.time_ns()
+            if stamps and known.get(str(part)) == stamps:
+                matching[str(part)] = stamps
+            elif _match(self._files(part), self._file(part, "sha256")):
+                matching[str(part)] = [stored(stamp, now) for stamp in stamps]
+            else:
                 for damaged in reversed(parts[part:]):
                     for end in ("sha256", "entries", "rows"):
                         self._file(damaged, end).unlink(missing_ok=True)
-                return
+                break
+        self._write_verified(known, matching)
 
     def parts(self) -> list[int]:
         """Return the numbers of the complete parts: 0, 1, ... without a gap."""
@@ -162,6 +177,33 @@ class Store:
         while self._file(number, "sha256").exists():
             number += 1
         return list(range(number))
+
+    def _note_written(self) -> None:
+        """Record the stamps of the parts that this process has written, which need no comparison."""
+        known, now = self._verified(), time.time_ns()
+        written = {str(part): [stored(s, now) for s in self._stamps(part)] for part in self._written}
+        self._write_verified(known, known | written)
+        self._written = []
+
+    # Any: JSON.
+    def _verified(self) -> dict[str, Any]:
+        """Return the stamps of parts whose checksums matched; none if their file is missing or damaged."""
+        try:
+            found = parse_json((self.folder / VERIFIED).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write_verified(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        if after != before:
+            write_atomic(self.folder / VERIFIED, json.dumps(after).encode())
+
+    def _stamps(self, part: int) -> list[list[int]]:
+        """Return the stamps of the files of a part; none if one is missing."""
+        try:
+            return [stamp_of(file) for file in (*self._files(part), self._file(part, "sha256"))]
+        except OSError:
+            return []
 
     def _files(self, part: int) -> list[Path]:
         return [self._file(part, end) for end in ("rows", "entries")]
@@ -175,11 +217,8 @@ class Store:
             content.update(self._file(part, "sha256").read_bytes())
         return content.hexdigest()[:16]
 
-    def _part(self, number: int) -> np.ndarray:
-        if number not in self._rows:
-            rows = np.memmap(self._file(number, "rows"), "<f4", "r")
-            self._rows[number] = rows.reshape(-1, self.dim)
-        return self._rows[number]
+    def _mapped(self, number: int) -> np.ndarray:
+        return np.memmap(self._file(number, "rows"), "<f4", "r").reshape(-1, self.dim)
 
 
 def _write_merged(parts: Sequence[np.ndarray], hashes: Path, entries: Path) -> None:

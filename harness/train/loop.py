@@ -17,6 +17,7 @@ from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import backbone_config
 from harness.assembly.run_folder import run_folder
 from harness.config.spec import EvalSpec, RunSpec
+from harness.data.dataset import Dataset
 from harness.data.feed import MicroBatches
 from harness.data.found import check_labels, found_in
 from harness.data.open import open_dataset, split
@@ -32,7 +33,7 @@ from harness.records.record import EVENTS, Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
-from harness.text.captions import open_captions
+from harness.text.captions import Note, open_captions
 from harness.train.early_end import EndWatch, check_rule
 from harness.train.extension import Goal, goal_of
 from harness.train.gradient_log import GradientLog
@@ -90,12 +91,12 @@ def _train_recorded(goal: Goal, world: World, progress: Progress) -> None:
     if not world.main:
         _train(goal, world, None, progress)
         return
-    if goal.recorded is None:
-        _check_shapes(goal.spec, progress)
+    # Before anything is written.
+    dataset = _suitable_data(goal.spec, progress) if goal.recorded is None else None
     with RecordWriter(goal.path) as record:
         try:
             record.write_spec(goal.spec.to_toml(), replace=goal.recorded is not None)
-            _train(goal, world, record, progress)
+            _train(goal, world, record, progress, dataset)
         except StoppedBySignal:
             raise
         except RunStopped as reason:
@@ -107,22 +108,28 @@ def _train_recorded(goal: Goal, world: World, progress: Progress) -> None:
             ) from error
 
 
-def _check_shapes(spec: RunSpec, progress: Progress) -> None:
-    """Raise `UserError` for a spec that does not suit its data, before anything is written."""
-    with announced(progress.note, f"opening the data {spec.data.root or spec.data.name}"):
-        dataset = open_dataset(spec.data)
+def _suitable_data(spec: RunSpec, progress: Progress) -> Dataset:
+    """Return the data set of a spec. Raises `UserError` for a spec that does not suit its data."""
+    dataset = _opened(spec, progress.note)
     check_labels(dataset)
     backbone_config(spec, dataset)
+    return dataset
 
 
-def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Progress) -> None:
-    """Build a run, restore its newest checkpoint, and train it to the last step."""
+def _opened(spec: RunSpec, note: Note) -> Dataset:
+    with announced(note, f"opening the data {spec.data.root or spec.data.name}"):
+        return open_dataset(spec.data)
+
+
+def _train(
+    goal: Goal, world: World, record: RecordWriter | None, progress: Progress, dataset: Dataset | None = None
+) -> None:
+    """Build a run, restore its newest checkpoint, and train it to the last step; its data may be open."""
     path, spec = goal.path, goal.spec
     from_step = f", from step {goal.recorded} to {spec.train.steps}" if goal.extends else ""
     progress.note(f"run {path.name}: {spec.method.name}, seed {spec.seed}{from_step}")
     note, begun = progress.note if world.main else ignore, Record(path)
-    with announced(note, f"opening the data {spec.data.root or spec.data.name}"):
-        dataset = open_dataset(spec.data)
+    dataset = dataset or _opened(spec, note)
     check_same_data(begun, dataset.fingerprint)
     check_labels(dataset)
     note(found_in(dataset).line())

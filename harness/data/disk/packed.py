@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.disk.captions import Captions
 from harness.data.disk.labels import Labels
 from harness.data.disk.media import Clips
 from harness.data.disk.pixels import decode, fit
@@ -42,6 +43,8 @@ class Packed:
     key: str = ""
     """The column or ending of the images, if there are several."""
     skipped: tuple[Skipped, ...] = ()
+    captions: Captions | None = None
+    """None if captions are not read."""
 
 
 class PackedImages:
@@ -66,6 +69,9 @@ class PackedImages:
         self.shape = common_shape(spec, surveys, lambda index: held.name(*self._place[index]))
         self._keys = [bytes.fromhex(one.sha256) for one in surveys]
         self.fingerprint = fingerprint((one.sha256 for one in surveys), labels.labels.tolist())
+        if held.captions is not None:
+            self.captions, self.caption_source = held.captions.of, held.captions.source
+            self.fingerprint = held.captions.fingerprint(self.fingerprint)
 
     @staticmethod
     def open(spec: DataSpec, path: Path) -> Packed:
@@ -85,6 +91,9 @@ class PackedImages:
 
     def key(self, index: int) -> bytes:
         return self._keys[index]
+
+    def sample_name(self, index: int) -> str:
+        return self._held.name(*self._place[index])
 
     def _inside(self, file: int) -> list[Encoded]:
         held = self._held

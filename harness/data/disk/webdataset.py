@@ -1,6 +1,7 @@
 """webdataset's tar files: consecutive members KEY.jpg, KEY.cls, KEY.json, KEY.txt are one sample.
 
-Tar files are read in place, by the positions of their members. Source: webdataset tariterators.py
+Captions are the lines of KEY.txt, else a field of KEY.json; they are in the index of a file. Tar files are
+read in place, by the positions of their members. Source: webdataset tariterators.py
 (`base_plus_ext`, `group_by_keys`).
 """
 
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.config.spec import DataSpec
+from harness.data.disk.captions import MOST_CHARACTERS, NAMES, USUAL, Captions, checked
 from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels
 from harness.data.disk.packed import (
     PICKLED,
@@ -37,9 +39,11 @@ MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 """Key and ending of a member: the name is cut at the first dot after the last slash."""
 SPLIT = re.compile(r"(?:^|[/_-])(train|test|validation|valid|val|dev)(?![a-z])")
 """The split in the name of a tar file, for example `imagenet-train-0000.tar`."""
-CLASS, JSON = "cls", "json"
+CLASS, JSON, TEXT = "cls", "json", "txt"
 CLASS_BYTES, JSON_BYTES = 1024, 2**20
 """Bytes of the largest members with labels."""
+TEXT_BYTES = 4 * MOST_CHARACTERS
+"""Bytes of the largest member with captions."""
 HEADER_BYTES = 2**20
 """Bytes of the largest extended header, for example of a long name."""
 NO_IMAGE = "samples without image"
@@ -48,15 +52,17 @@ NO_IMAGE = "samples without image"
 class TarImages(PackedImages):
     """Images of webdataset tar files: KEY.jpg (png, webp, ...) with KEY.cls or a label in KEY.json.
 
-    A folder's tar files are read in the order of their names; of several splits, only `train` is used.
+    A folder's tar files are read in the order of their names; of several splits, only `train` is used. With
+    `data.caption_key`, captions are the lines of KEY.txt, or a field of KEY.json.
     """
 
+    reads = (*PackedImages.reads, "caption_key")
     expected = "a .tar file or a folder of them, with members KEY.jpg and KEY.cls or KEY.json"
 
     @staticmethod
     def open(spec: DataSpec, path: Path) -> Packed:
         files, skipped = tar_files(path)
-        wanted = _Wanted(spec.image_key, spec.label_key)
+        wanted = _Wanted(spec.image_key, spec.label_key, spec.caption_key)
         rows = survey_files(path, files, whole, f"index of tar {wanted}", wanted.indexed)
         shards = [_Shard(*row[1:]) for row in rows]
         _check_alike(files, shards)
@@ -71,7 +77,8 @@ class TarImages(PackedImages):
 
         return Packed(
             files, [len(shard.spans) for shard in shards], labels, source, read, name, f"tar {wanted}",
-            (*skipped, *_skipped(files, shards)),
+            skipped=(*skipped, *_skipped(files, shards)),
+            captions=_captions(path, shards) if spec.caption_key else None,
         )  # fmt: skip
 
 
@@ -88,6 +95,10 @@ class _Shard(NamedTuple):
     labels: list[Any]
     left: dict[str, list[Any]]
     """Reason -> number of members that were left out, and the first of them."""
+    text: str = ""
+    """Source of the captions: `txt`, a field of `json`, or nothing."""
+    captions: Sequence[Sequence[str]] = ()
+    """The captions of each image, if they are read."""
 
 
 @dataclass
@@ -104,9 +115,11 @@ class _Wanted:
 
     image_key: str
     label_key: str
+    caption_key: str = ""
 
     def __str__(self) -> str:
-        return f"{self.image_key} {self.label_key}"
+        # Without captions it is that of earlier versions, whose indices are still read.
+        return f"{self.image_key} {self.label_key}" + (f" {self.caption_key}" if self.caption_key else "")
 
     def indexed(self, item: Encoded) -> tuple[Any, ...]:
         """Return the index of a tar file as a row of the cache."""
@@ -122,9 +135,11 @@ class _Wanted:
         self._refuse(file, kept)
         label = self._label(file, kept)
         values = [_value(file, group, label) for group in kept] if label else []
+        text = self._text(file, kept)
+        captions = [list(_captions_of(file, group, text)) for group in kept] if text else []
         return (
             "", image, label, [group.key for group in kept], [list(group.spans[image]) for group in kept],
-            values, left,
+            values, left, *((text, captions) if self.caption_key else ()),
         )  # fmt: skip
 
     def _image(self, file: Path, groups: Sequence[_Group]) -> str:
@@ -172,6 +187,29 @@ class _Wanted:
         if found and found not in fields:
             raise unknown(f"data.label_key in {file}", found, [*first, *fields])
         return f"{JSON} {found}" if found else ""
+
+    def _text(self, file: Path, groups: Sequence[_Group]) -> str:
+        """Return where the captions are from: a member's ending, or `json` and a field; empty for neither."""
+        if not self.caption_key:
+            return ""
+        endings = dict.fromkeys(ending for group in groups for ending in group.spans)
+        wanted = (TEXT, *NAMES) if self.caption_key == USUAL else (self.caption_key,)
+        for ending in wanted:
+            if ending in endings and ending != JSON:
+                return ending
+        first = next((group for group in groups if JSON in group.spans), None)
+        fields = {} if first is None else _json(file, first)
+        found = [
+            name for name in fields if name in wanted or (self.caption_key == USUAL and name.lower() in NAMES)
+        ]
+        if len(found) > 1:
+            raise UserError(
+                f"{file}: .{JSON} has {', '.join(found)}, which may each hold captions; choose one with "
+                "data.caption_key"
+            )
+        if not found and self.caption_key != USUAL:
+            raise unknown(f"data.caption_key in {file}", self.caption_key, [*endings, *fields])
+        return f"{JSON} {found[0]}" if found else ""
 
 
 def tar_files(path: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
@@ -283,6 +321,19 @@ def _value(file: Path, group: _Group, label: str) -> Any:
     return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
 
 
+def _captions_of(file: Path, group: _Group, text: str) -> tuple[str, ...]:
+    """Return the captions of a sample: the lines of a text, or a field; nothing if it has none."""
+    ending, _, name = text.partition(" ")
+    if ending not in group.spans:
+        return ()
+    where = f"{file}: {group.key}.{ending}"
+    if name:
+        return checked(_json(file, group).get(name), f"{where}, field '{name}'")
+    lines = [line for line in _text(file, group, ending, TEXT_BYTES).splitlines() if line.strip()]
+    # A file without text is an empty caption, not a missing one.
+    return checked(lines or [""], where)
+
+
 def _json(file: Path, group: _Group) -> dict[str, Any]:
     try:
         fields = parse_json(_text(file, group, JSON, JSON_BYTES))
@@ -305,15 +356,16 @@ def _text(file: Path, group: _Group, ending: str, limit: int) -> str:
 
 
 def _check_alike(files: Sequence[Path], shards: Sequence[_Shard]) -> None:
-    """Raise `UserError` if tar files of a set have other images or labels than the first."""
+    """Raise `UserError` if tar files of a set have other images, labels or captions than the first."""
     for file, shard in zip(files, shards, strict=True):
         for what, one, other in (
-            ("images", shard.image, shards[0].image), ("labels", shard.label, shards[0].label),
+            ("image", shard.image, shards[0].image), ("label", shard.label, shards[0].label),
+            ("caption", shard.text, shards[0].text),
         ):  # fmt: skip
             if one != other:
                 raise UserError(
-                    f"{file} has {what} '{one or NONE}', but {files[0]} has '{other or NONE}'; choose with "
-                    f"data.{'image' if what == 'images' else 'label'}_key"
+                    f"{file} has {what}s '{one or NONE}', but {files[0]} has '{other or NONE}'; choose with "
+                    f"data.{what}_key"
                 )
 
 
@@ -327,6 +379,19 @@ def _labels(spec: DataSpec, path: Path, shards: Sequence[_Shard]) -> tuple[Label
     ending, _, name = label.partition(" ")
     source = f"member .{ending}" + (f", field '{name}'" if name else "")
     return usable_labels(column, n, f"{path}: .{ending}", chosen=bool(spec.label_key)), source
+
+
+def _captions(path: Path, shards: Sequence[_Shard]) -> Captions:
+    """Return the captions of all samples. Raises `UserError` if there is none."""
+    texts = [tuple(captions) for shard in shards for captions in shard.captions]
+    if not any(texts):
+        raise UserError(
+            f"data.root = {path} has no captions; expected members KEY.txt, or a field {NAMES[1]} in KEY.json"
+        )
+    ending, _, name = shards[0].text.partition(" ")
+    return Captions(
+        texts.__getitem__, f"member .{ending}" + (f", field '{name}'" if name else ""), len(texts)
+    )
 
 
 def as_column(values: Sequence[Any]) -> np.ndarray:

@@ -156,7 +156,7 @@ def test_generated_pictures_are_compared_with_their_own_captions(
         sha256="perfect",
         accuracy=1.0,
     )
-    monkeypatch.setattr(reference_free, "scene_reader", lambda *_, **__: perfect)
+    monkeypatch.setattr(reference_free, "_scene_reader", lambda *_: perfect)
     sides, captions = split(dataset, 0.1), open_captions(spec, dataset, CPU)
     found = Evaluator(spec.eval, dataset, sides.train, CPU, sides.held_out, captions=captions)
 

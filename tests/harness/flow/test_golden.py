@@ -104,3 +104,35 @@ def test_tensor_of_another_shape_is_a_user_error(tmp_path: Path, golden: Path) -
     save_file(tensors | {"in.x0": tensors["in.x0"][:, :1].contiguous()}, file, metadata=meta)
     with pytest.raises(UserError, match="do not fit this kind"):
         verify(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "reason"),
+    [
+        ("repa_loss", "encoder_depth", "7", "encoder_depth is 7, expected a layer from 1 to 6"),
+        ("repa_loss", "coefficient", '"much"', "coefficient is 'much', expected a number"),
+        ("repa_loss", "projector_dim", "8", "the projector's weights: "),
+        ("samplers", "num_steps", "20", "in.sde_noise has noise of 7 steps, expected 19"),
+        ("samplers", "cfg", "[1]", "cfg is "),
+    ],
+)
+def test_metadata_out_of_range_is_named(
+    tmp_path: Path, golden: Path, name: str, field: str, value: str, reason: str
+) -> None:
+    source, file = golden / f"{name}.safetensors", tmp_path / "changed.safetensors"
+    with safe_open(source, "pt") as content:
+        meta = content.metadata() | {field: value}
+    save_file(load_file(source), file, metadata=meta)
+    with pytest.raises(UserError, match=f"do not fit this kind: {reason}"):
+        verify(file)
+
+
+def test_error_of_ours_is_not_reported_as_one_of_the_file(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a mistake in this code")
+
+    monkeypatch.setattr(verification, "euler", broken)
+    with pytest.raises(RuntimeError, match="a mistake in this code"):
+        verify(golden / "samplers.safetensors")

@@ -18,6 +18,7 @@ from harness.errors import UserError
 from harness.text import cache, store
 from harness.text.cache import add_captions, open_store
 from harness.text.store import Hashes, hashes_of
+from metrics.files.hashing import sha256_of
 from tests.conftest import ROOT
 from tests.harness.text.counting import Counting
 from tests.support.forked import in_child
@@ -115,6 +116,44 @@ def test_damaged_part_is_written_again(end: str, damage: str, monkeypatch: pytes
     else:
         file.write_bytes(content[:-5] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:])
     assert_same(filled(encoder, captions).read(captions), expected)
+
+
+def test_checksums_are_compared_again_only_for_files_that_have_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The number of bytes in a store does not matter: a part of another stamp is never trusted."""
+    monkeypatch.setattr(cache, "PART_BYTES", 1)
+    encoder, captions = Counting(), list(numbered(200))
+    found = filled(encoder, captions)
+    # No file was changed so recently that its stamp is in doubt.
+    monkeypatch.setattr(store, "stored", lambda stamp, _: stamp)
+    filled(encoder, captions)
+    compared: list[Path] = []
+    monkeypatch.setattr(store, "sha256_of", lambda file: compared.append(file) or sha256_of(file))
+    filled(encoder, captions)
+    assert [file for file in compared if file.name.startswith("part")] == []
+    rows = found.folder / "part-000002.rows"
+    content = rows.read_bytes()
+    # A cut at the end of a row.
+    rows.write_bytes(content[: -4 * encoder.dim])
+    assert_same(filled(encoder, captions).read(captions), encoder.encode(captions))
+    assert rows in compared and found.folder / "part-000001.rows" not in compared
+
+
+def test_damaged_note_of_verified_parts_is_ignored() -> None:
+    encoder, captions = Counting(), list(numbered(100))
+    (filled(encoder, captions).folder / "verified.json").write_bytes(b"[1")
+    assert_same(filled(encoder, captions).read(captions), encoder.encode(captions))
+
+
+def test_open_index_keeps_its_features_while_another_process_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PART_BYTES", 1)
+    encoder, captions = Counting(), list(numbered(200))
+    older = filled(encoder, captions)
+    (older.folder / "part-000001.entries").unlink()
+    # The parts are written again with other captions in them.
+    filled(encoder, [*numbered(20), *(f"another {number}" for number in range(200))])
+    assert_same(older.read(captions), encoder.encode(captions))
 
 
 def test_damaged_index_is_merged_again() -> None:

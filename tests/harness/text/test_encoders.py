@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from harness.config.spec import TextSpec
 from harness.data.dataset import Dataset
 from harness.errors import UserError
-from harness.text.base import check_text_weights, open_text_encoder, text_architecture
+from harness.text.base import BLOCK, check_text_weights, open_text_encoder, text_architecture
 from harness.text.local import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from tests.harness.data.pictures import opened as opened_data
 
@@ -224,6 +224,22 @@ def test_architecture_needs_no_weights(kind: str, data: Dataset, request: pytest
     encoder = opened(data, f"transformers:{folder}", length=16)
     assert about == (encoder.dim, encoder.length, encoder.flops) == (WIDTH, 16, encoder.flops)
     assert about.flops > 16 * 2 * (4 * WIDTH * WIDTH + 2 * 64 * WIDTH) * LAYERS - 1
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_every_pass_has_one_shape_so_that_features_do_not_depend_on_other_captions(
+    data: Dataset, pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, shapes = TextSpec(encoder="random:text", length=9, pooled=pooled), set()
+    encoder = open_text_encoder(settings, data, held_out=0.1, device=torch.device("cpu"))
+    real = type(encoder).hidden
+    monkeypatch.setattr(
+        type(encoder), "hidden", lambda self, tokens: shapes.add(tokens.ids.shape) or real(self, tokens)
+    )
+    found = [encoder.encode(CAPTIONS[:1]), encoder.encode(CAPTIONS), encoder.encode([*CAPTIONS] * 20)]
+    assert shapes == {(BLOCK, 9)} and [len(text) for text in found] == [1, 4, 80]
+    for text in found:
+        assert torch.equal(text.features[0], found[0].features[0])
 
 
 def test_pooled_features_have_one_token(data: Dataset) -> None:
