@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from harness.config.options import STEP_OPTION, examples, warn_of
 from harness.errors import UserError
+from harness.files.csv_cells import inert
+from harness.files.files import replacing, writing
 from harness.records.integrity import named_misfits
 from harness.records.record import find_records
 from harness.records.tables import TABLES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The names in harness/exchange/export_run.py, which imports torch.
 LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg", "mmdit", "diffusers")
@@ -73,15 +79,21 @@ def _export_table(directories: tuple[Path, ...], table: str, output: Path | None
     warn_of(named_misfits(records))
     frame = TABLES[table](records)
     if output is None:
-        click.echo(frame.to_csv(index=False), nl=False)
+        click.echo(_csv(frame), nl=False)
         return
-    try:
-        frame.to_csv(output, index=False) if output.suffix == ".csv" else frame.to_parquet(
-            output, index=False
-        )
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    with writing(output), replacing(output) as temporary:
+        if output.suffix == ".csv":
+            temporary.write_text(_csv(frame), encoding="utf-8", newline="")
+        else:
+            frame.to_parquet(temporary, index=False)
     click.echo(output)
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """Return a table as CSV, without cells that a spreadsheet would run."""
+    texts = frame.select_dtypes(exclude="number").columns
+    cells = frame.assign(**{name: frame[name].map(inert) for name in texts})
+    return cells.rename(columns=inert).to_csv(index=False)
 
 
 def _export_weights(run: Path, layout: str, output: Path, step: int | None, overwrite: bool) -> None:

@@ -185,7 +185,9 @@ def read_report(
     logged = read_log_records(sources, asked.get("metric"), rules)
     records, asked["metric"], notes = logged or (None, asked.get("metric"), [])
     race = read_race([Path(source) for source in sources], logged=records, **asked)
-    race = replace(race, notes=(*race.notes, *notes))
+    # The name of a race on a server without a study is the end of its address.
+    name = race.name.rpartition("@")[2] if "://" in sources[0] else race.name
+    race = replace(race, name=name, notes=(*race.notes, *notes))
     labels, protocol = asked.get("labels"), asked.get("protocol")
     found = judge_claims(claims, sources, labels=labels, protocol=protocol, rules=rules)
     return RaceReport(race, tuple(found))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from harness.files.csv_cells import inert
 from harness.records.record import failure_reason
 from reports.race.final_values import FinalValue
 from reports.race.race import Race
@@ -95,7 +96,7 @@ def to_csv(columns: tuple[str, ...], table: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({name: inert(value) for name, value in row.items()} for row in table)
     return text.getvalue()
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.config.options import JSON_OPTION
+from harness.files.csv_cells import inert
 from reports.cli.options import CLAIMS_FOLDER
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def _print_csv(numbers: Sequence[PublishedNumber]) -> None:
 
     writer = csv.DictWriter(sys.stdout, fieldnames=list(PublishedNumber.model_fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(number.model_dump() for number in numbers)
+    for number in numbers:
+        writer.writerow({name: inert(value) for name, value in number.model_dump().items()})
 
 
 def _print_table(numbers: Sequence[PublishedNumber]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.files.csv_cells import plain
 from reports.analysis.diff import Estimate, ReportSide, final_estimates
 from reports.analysis.report import read_report
 from reports.analysis.rows import ARM_COLUMNS, RUN_COLUMNS
@@ -89,7 +90,7 @@ def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         with open(file, newline="", encoding="utf-8") as content:
             rows = csv.DictReader(content)
-            found, names = list(rows), rows.fieldnames or []
+            found, names = [_plain(row) for row in rows], rows.fieldnames or []
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read {file}; give a folder of runs, or a CSV file that `flowrace report` wrote"
@@ -100,6 +101,10 @@ def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not found:
         raise UserError(f"{file} has no rows: its report had no finished run")
     return found
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: plain(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 def _protocols(race: Race) -> dict[str, Mapping[str, Any]]:

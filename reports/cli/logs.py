@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.config.options import JSON_OPTION, examples
+from harness.files.csv_cells import inert
 from reports.cli.options import log_options
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ def tidy(found: Understood) -> str:
     writer.writerow([*COLUMNS, *costs, *(["protocol"] if protocol else [])])
     for curve in found.curves:
         for point in curve.points:
-            row = [curve.method, curve.seed, point.step, curve.metric, repr(point.value)]
+            row = [inert(curve.method), curve.seed, point.step, inert(curve.metric), repr(point.value)]
             row += [repr(point.costs[axis]) if axis in point.costs else "" for axis in costs]
-            writer.writerow([*row, *([point.protocol] if protocol else [])])
+            writer.writerow([*row, *([inert(point.protocol)] if protocol else [])])
     return text.getvalue()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from unicodedata import normalize
 
 from harness.errors import UserError
+from harness.files.csv_cells import plain
 from harness.files.files import read_text
 from reports.logs.curves import (
     LogCurve,
@@ -131,9 +132,9 @@ def read_tidy_table(table: Table, rules: LogMap, wanted: Wanted = lambda method,
     found: dict[tuple[str, int, str], list[LogPoint]] = {}
     for where, cells in table.cells():
         row = {name: cell.strip() for name, cell in cells.items()}
-        method = normalize("NFC", row["method"])
+        method = normalize("NFC", plain(row["method"]))
         method = rules.methods.get(method, method)
-        metric = rules.metric(row["metric"])
+        metric = rules.metric(plain(row["metric"]))
         if wanted(method, metric):
             key = method, whole_number(row["seed"], where, "seed"), metric
             found.setdefault(key, []).append(_tidy_point(where, row, rules))

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from harness.errors import UserError
 from harness.files.files import write_atomic
+from harness.records.mlflow_store import shown
 from reports.analysis.report import RaceReport, read_report
 from reports.analysis.rows import ARM_COLUMNS, FINAL_COLUMNS, RUN_COLUMNS, to_csv
 from reports.figures import chart_data, race_figures, svg
@@ -161,7 +162,10 @@ def _vendored(name: str) -> str:
 
 
 def _command(directories: Sequence[Path | str], output: Path, given: Mapping[str, Any]) -> str:
-    """Return the shell command that writes this report, with the options that were given."""
+    """Return the shell command that writes this report, with the options that were given.
+
+    The user name and password of a store are left out.
+    """
     lists = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
     options = [
         text
@@ -170,7 +174,9 @@ def _command(directories: Sequence[Path | str], output: Path, given: Mapping[str
         if value is not None
         for text in (name, str(value))
     ]
-    return shlex.join(["flowrace", "report", *map(str, directories), "-o", str(output), *options])
+    return shlex.join(
+        ["flowrace", "report", *(shown(str(one)) for one in directories), "-o", str(output), *options]
+    )
 
 
 def _check_free(file: Path, mark: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.files.csv_cells import inert
 from harness.files.files import write_atomic
 from reports.analysis.report import RaceReport
 from reports.race.race import Race
@@ -118,7 +119,8 @@ def table_of(report: RaceReport, axes: Sequence[str] = ()) -> FileTable:
 def to_latex(table: FileTable) -> str:
     """Return a booktabs table, with its caption as comments."""
     head = " & ".join(["Arm", "$n$", *(_tex(column.heading) for column in table.columns)])
-    lines = [f"% {line}" for line in table.caption]
+    # A name with a line end would continue outside the comment.
+    lines = [f"% {' '.join(line.split())}" for line in table.caption]
     lines += ["\\begin{tabular}{l" + "r" * (len(table.columns) + 1) + "}", "\\toprule", head + r" \\"]
     lines.append("\\midrule")
     for index, (name, n) in enumerate(table.rows):
@@ -145,7 +147,7 @@ def to_csv(table: FileTable) -> str:
     writer.writerow(["arm", "n", *ends])
     for index, (name, n) in enumerate(table.rows):
         numbers = [column.numbers[index] for column in table.columns]
-        writer.writerow([name, n, *(value for number in numbers for value in _values(number))])
+        writer.writerow([inert(name), n, *(value for number in numbers for value in _values(number))])
     return text.getvalue()
 
 
@@ -221,7 +223,9 @@ def _pooled_n(report: RaceReport, name: str) -> int:
 
 
 def _row(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in cells]
+    # A line end in a name would end the row.
+    lines = [" ".join(cell.split()) for cell in cells]
+    escaped = [cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in lines]
     return f"| {' | '.join(escaped)} |"
 
 
@@ -247,4 +251,4 @@ TEX = {
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(letter, letter) for letter in text)
+    return "".join(TEX.get(letter, letter) for letter in " ".join(text.split()))

@@ -211,11 +211,13 @@
     });
   }
 
+  // A spreadsheet would run a name that begins like a formula; a number with its unit is none.
+  const inert = (t) => /^[=@\t\r]/.test(t) || (/^[+-]/.test(t) && !/^[+-][\d.,\u202f ]+( ?[%×a-zA-Z]+)?$/.test(t)) ? `'${t}` : t;
   const quoted = (t) => /[",\n]/.test(t) ? `"${t.replaceAll('"', '""')}"` : t;
   const latex = (t) => t.replace(/[\\&%$#_{}~^]/g, (c) => ({ "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}" })[c] ?? `\\${c}`)
     .replaceAll("×", "$\\times$").replaceAll("∞", "$\\infty$").replaceAll("≤", "$\\le$").replaceAll("–", "--");
   const formats = {
-    CSV: (rows) => rows.map((r) => r.map(quoted).join(",")).join("\n"),
+    CSV: (rows) => rows.map((r) => r.map(inert).map(quoted).join(",")).join("\n"),
     Markdown: (rows) => {
       const lines = rows.map((r) => `| ${r.map((t) => t.replaceAll("|", "\\|")).join(" | ")} |`);
       return [lines[0], `|${" --- |".repeat(rows[0].length)}`, ...lines.slice(1)].join("\n");

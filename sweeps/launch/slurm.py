@@ -188,7 +188,13 @@ class SlurmLauncher:
 
 
 def _executor(folder: Path, resources: Resources, options: Mapping[str, str]) -> SlurmExecutor:
-    """Return submitit's executor with the settings that all submissions share."""
+    """Return submitit's executor with the settings that all submissions share.
+
+    Raises `UserError` for a value that would end its line of the script, whose next lines the shell runs.
+    """
+    for value in (str(folder.resolve()), resources.memory or "", *options, *map(str, options.values())):
+        if "\n" in value or "\r" in value:
+            raise UserError(f"{value!r} has a line end; a setting of SLURM is one line")
     try:
         import submitit
     except ImportError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.config.spec import RunSpec
 from harness.config.tables import set_path
+from harness.files.csv_cells import inert
 from harness.files.files import write_atomic, writing
 from harness.records.flatten import flatten
 from harness.records.study_folder import AUDIT, BEST, HISTORY
@@ -171,5 +172,5 @@ def _table(trials: Sequence[Trial]) -> str:
         params = [trial.params.get(path, "") for path in paths]
         for seed, run in trial.runs.items():
             head = [trial.method, trial.number, trial.pruned, seed, run, trial.steps]
-            writer.writerow([*head, trial.values[seed], *params])
+            writer.writerow(map(inert, [*head, trial.values[seed], *params]))
     return text.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import UserError
+from harness.records.mlflow_store import shown
 from reports.audit.inputs.mlflow_runs import find_runs, logged_run, open_for_reading, split_experiment
 from reports.audit.inputs.read import is_log, is_store
 from reports.logs.curves import LogCurve, Understood, check_values, find_metric
@@ -33,11 +34,11 @@ def read_log_records(
         return None
     if rest := [source for source in sources if source not in (*stores, *logs)]:
         raise UserError(
-            f"{rest[0]} holds run directories and {(*stores, *logs)[0]} logs, which one report cannot "
+            f"{rest[0]} holds run directories and {shown((*stores, *logs)[0])} logs, which one report cannot "
             "compare; "
             "give one kind"
         )
-    where = ", ".join(sources)
+    where = ", ".join(map(shown, sources))
     found = read_logs_of([Path(log) for log in logs], rules) if logs else Understood(())
     records, notes = _of_logs(found.curves), list(found.notes)
     for store in stores:
@@ -122,7 +123,7 @@ def _of_store(store: str, metric: str | None) -> list[LogRecord]:
                     )
                 )
     if not records:
-        raise UserError(f"{store}: no run has a method, a seed and {metric or 'an evaluated metric'}")
+        raise UserError(f"{shown(store)}: no run has a method, a seed and {metric or 'an evaluated metric'}")
     return records
 
 

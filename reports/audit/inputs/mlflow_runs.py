@@ -28,7 +28,7 @@ from harness.errors import UserError, unknown
 from harness.files.parse import parse_json
 from harness.records.early_end import EarlyEnd, parse_early_end
 from harness.records.mlflow_copy import copied_database, copied_file_store
-from harness.records.mlflow_store import SQLITE, quiet_mlflow
+from harness.records.mlflow_store import SQLITE, quiet_mlflow, shown
 from harness.records.record import TRAINING_PHASES, tracked_name
 from reports.audit.inputs.run_log import FREE, AuditArms, AuditRun, Progress, ReadRun, collect_arms
 from reports.race.comparability import machine_kinds
@@ -53,16 +53,16 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
         runs = [run for run in find_runs(client, experiment) if _method(run)]
         for name in names:
             if name not in map(_method, runs):
-                raise unknown(f"method in {uri}:", name, {str(_method(run)) for run in runs})
+                raise unknown(f"method in {shown(uri)}:", name, {str(_method(run)) for run in runs})
         found = [
             _read_run(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
         ]
     if not any(one.log for one in found):
-        raise UserError(f"no finished run of {' or '.join(names)} in {uri} has the metric '{metric}'")
+        raise UserError(f"no finished run of {' or '.join(names)} in {shown(uri)} has the metric '{metric}'")
     try:
         return collect_arms(found, names)
     except UserError as error:
-        raise UserError(f"{error}; to read one experiment, give {uri}#NAME") from error
+        raise UserError(f"{error}; to read one experiment, give {shown(uri)}#NAME") from error
 
 
 def split_experiment(source: str) -> tuple[str, str]:
@@ -84,7 +84,7 @@ def split_experiment(source: str) -> tuple[str, str]:
 def open_for_reading(uri: str) -> Iterator[Any]:
     """Yield an `MlflowClient` of a store that is not written; raises `UserError` if it cannot be read."""
     if uri.startswith("http") and urlsplit(uri).hostname not in LOOPBACK:
-        raise UserError(f"{uri}: only a server on this machine can be read ({', '.join(LOOPBACK)})")
+        raise UserError(f"{shown(uri)}: only a server on this machine can be read ({', '.join(LOOPBACK)})")
     quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -94,9 +94,8 @@ def open_for_reading(uri: str) -> Iterator[Any]:
         with _client(uri) if not uri.startswith("http") else nullcontext(MlflowClient(uri)) as client:
             yield client
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(
-            f"cannot read {uri}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(shown(f"cannot read {uri}: {reason}")) from error
 
 
 def _client(uri: str) -> AbstractContextManager[Any]:
@@ -104,7 +103,7 @@ def _client(uri: str) -> AbstractContextManager[Any]:
     path = Path(uri.removeprefix(SQLITE))
     if uri.startswith("sqlite"):
         if not uri.startswith(SQLITE) or not path.is_file():
-            raise UserError(f"{uri}: no such store; expected sqlite:///FILE with an existing file")
+            raise UserError(f"{shown(uri)}: no such store; expected sqlite:///FILE with an existing file")
         return copied_database(path)
     return copied_file_store(path)
 
@@ -242,8 +241,8 @@ def _history(client: Any, run: str, key: str, name: str) -> tuple[dict[int, floa
     again: set[int] = set()
     for point in sorted(client.get_metric_history(run, key), key=lambda point: point.timestamp):
         if not math.isfinite(point.value) or abs(point.value) >= LARGEST:
-            shown = "nan" if math.isnan(point.value) else f"{math.copysign(math.inf, point.value)}"
-            raise UserError(f"{name}: {key} at step {point.step} is {shown}: expected a finite number")
+            value = "nan" if math.isnan(point.value) else f"{math.copysign(math.inf, point.value)}"
+            raise UserError(f"{name}: {key} at step {point.step} is {value}: expected a finite number")
         if point.step in found and found[point.step] != point.value:
             if times[point.step] == point.timestamp:
                 raise UserError(f"{name}: {key} has two values at step {point.step}, logged at the same time")

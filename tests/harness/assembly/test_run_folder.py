@@ -49,6 +49,7 @@ def test_copied_folder_is_not_the_run_that_it_names(tmp_path: Path) -> None:
 def test_extended_folder_of_an_earlier_version_keeps_its_name(tmp_path: Path) -> None:
     old = begun(tmp_path / tiny().legacy_id, tiny())
     longer = tiny("train.steps=99")
+    (old / "chain.jsonl").unlink()
     (old / "spec.toml").write_text(longer.to_toml())
     assert old.name not in (longer.id, longer.legacy_id) and is_named_by(old, longer)
     assert Record(run_folder(tmp_path, longer)).id == old.name
