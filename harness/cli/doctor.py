@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import click
 from packaging.requirements import Requirement
 from packaging.version import Version
-from rich.table import Table
 
 from harness import __version__
-from harness.config.options import JSON_OPTION
+from harness.cli.finding import Finding, print_findings
+from harness.config.options import JSON_OPTION, examples
 from harness.errors import UserError
 from harness.files.cache import cache_dir
-from harness.files.terminal import Console
 from harness.runtime.environment import code_version, cores, device_name, package_version
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 """Versions that CI passed with. The file is in a checkout, not in a wheel."""
-
-
-class Finding(NamedTuple):
-    """A line of the report."""
-
-    state: Literal["ok", "note", "bad"]
-    what: str
-    text: str
 
 
 def examine() -> list[Finding]:
@@ -129,20 +118,24 @@ def _cache() -> Finding:
         return Finding("bad", "cache", str(error))
 
 
-@click.command(epilog="Example: flowrace doctor")
+@click.command(epilog=examples("flowrace doctor", "flowrace doctor --security", "flowrace doctor --json"))
+@click.option(
+    "--security",
+    is_flag=True,
+    help="Check instead what is open to others: files, addresses, tokens, and code of others.",
+)
 @JSON_OPTION
-def doctor(as_json: bool) -> None:
+def doctor(security: bool, as_json: bool) -> None:
     """Check versions, devices, disk and cache, and print how to fix each problem.
 
-    Exit code 1 if there is a problem.
+    With --security, check the cache, runs below the working directory, tracking URI, listening addresses,
+    plug-ins, formats of media, tokens and umask of this user. Each line is ok or open, with what to type.
+    Passwords and tokens are not printed.
+
+    Exit code 1 if there is a problem, or something is open.
     """
-    findings = examine()
-    if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
-    else:
-        table = Table(show_header=False, box=None, padding=(0, 2))
-        for finding in findings:
-            table.add_row({"ok": "ok", "note": "-", "bad": "!!"}[finding.state], finding.what, finding.text)
-        Console().print(table)
-    if any(finding.state == "bad" for finding in findings):
-        raise click.exceptions.Exit(1)
+    if security:
+        from harness.cli.security import examine_security
+
+        return print_findings(examine_security(Path.cwd()), as_json)
+    print_findings(examine(), as_json)

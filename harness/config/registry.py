@@ -82,11 +82,12 @@ _TABLES = {
     "text_encoder": TEXT_ENCODERS,
     "codec": CODECS,
 }
+KINDS = tuple(_TABLES)
 
 
 def names(kind: str) -> list[str]:
     """Return all registered names of a kind: `method`, `dataset`, `encoder`, `text_encoder` or `codec`."""
-    return sorted({*_TABLES[kind], *_plugins(kind)})
+    return sorted({*_TABLES[kind], *plugins(kind)})
 
 
 def load(kind: str, name: str) -> Any:
@@ -94,17 +95,19 @@ def load(kind: str, name: str) -> Any:
     if name in _TABLES[kind]:
         module, _, attribute = _TABLES[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
-    plugins = _plugins(kind)
-    if name not in plugins:
+    found = plugins(kind)
+    if name not in found:
         raise unknown(kind.replace("_", " "), name, names(kind), see=f"flowrace list {kind}s")
     moved_modules.install()
     try:
-        return plugins[name].load()
+        return found[name].load()
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{kind} '{name}' is registered by {plugins[name].value} but cannot be imported: {error}"
+            f"{kind} '{name}' is registered by {found[name].value} but cannot be imported: {error}"
         ) from error
 
 
-def _plugins(kind: str) -> dict[str, Any]:
+# Any: entry points.
+def plugins(kind: str) -> dict[str, Any]:
+    """Return the entry points of other packages that register names of a kind."""
     return {point.name: point for point in entry_points(group=f"flowrace.{kind}s")}

@@ -11,13 +11,14 @@ from harness.errors import UserError
 
 
 def cache_dir(*parts: str) -> Path:
-    """Return a folder of the cache; create it if necessary.
+    """Return a folder of the cache; create it if necessary, for this user alone.
 
     The cache is `FLOWRACE_CACHE`, else `flowrace` in the platform's cache folder: `XDG_CACHE_HOME` or
     `~/.cache` (`~/Library/Caches` on macOS). Raises `UserError` if it cannot be written.
     """
-    folder = _root().joinpath(*parts)
+    folder = cache_root().joinpath(*parts)
     try:
+        cache_root().mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -28,7 +29,8 @@ def cache_dir(*parts: str) -> Path:
     return folder
 
 
-def _root() -> Path:
+def cache_root() -> Path:
+    """Return the place of the cache, which may not exist yet."""
     if named := os.environ.get("FLOWRACE_CACHE"):
         return Path(named).expanduser()
     home = Path("~/Library/Caches" if sys.platform == "darwin" else "~/.cache").expanduser()

@@ -95,7 +95,8 @@ def _row(line: bytes, last: str, valid: Callable[[Row], bool]) -> Row | None:
     try:
         row = parse_json(line)
         intact = isinstance(row, dict) and row.get("previous") == last and valid(row)
-    except (ValueError, KeyError, TypeError):
+    # Whatever `valid` raises for values of another shape.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None
     return row if intact else None
 

@@ -143,8 +143,14 @@ def artifact_folder(uri: str | None, experiment: str) -> str | None:
 
 
 def shown(uri: str) -> str:
-    """Return a URI without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """Return a URI without user name and password.
+
+    >>> shown("https://ann:p@ss@host/x"), shown("postgresql://ann:a/b@host/db")
+    ('https://host/x', 'postgresql://host/db')
+    """
+    # A password of a database may contain a slash.
+    secret = r"[^/?#]*" if uri.startswith("http") else r"(?:[^/?#]*|[^:/]*:[^@]*)"
+    return re.sub(f"//{secret}@", "//", uri)
 
 
 def _check_schema(store: str) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from harness.errors import UserError
+from harness.records.study_folder import StudyFolder
 from tests.fuzz.door import SLOW, Door, fuzz
-from tests.fuzz.race_doors import RACES
+from tests.fuzz.race_doors import RACES, from_raced, linked, write_raced
 
 
 @pytest.mark.parametrize("door", RACES, ids=lambda door: door.name)
@@ -17,3 +23,36 @@ def test_mutated_race_is_read_or_refused(door: Door) -> None:
 @pytest.mark.parametrize("door", RACES, ids=lambda door: door.name)
 def test_a_thousand_mutations_of_races_are_read_or_refused(door: Door) -> None:
     fuzz(door, SLOW)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    write_raced(found := tmp_path_factory.mktemp("race"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"times": []},
+        {"times": {"9" * 5000: [[1.0, None]]}},
+        {"times": {"0": None}},
+        {"speedup": []},
+        {"speedup": [2.0, None, None, None]},
+        {"factor": [1.3]},
+        {"arms": 3},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_look_of_another_shape_is_an_altered_log(folder: Path, change: dict[str, Any]) -> None:
+    """Its hash fits: whoever writes a log can compute it."""
+    file = StudyFolder(folder / "runs").looks_file
+    content = file.read_bytes()
+    rows = [json.loads(line) for line in content.splitlines()]
+    rows[0]["claims"][0].update(change)
+    file.write_bytes(linked(b"\n".join(json.dumps(row).encode() for row in rows)))
+    try:
+        with pytest.raises(UserError, match="line 1 was altered"):
+            from_raced(folder)
+    finally:
+        file.write_bytes(content)

@@ -79,7 +79,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Unbroken:
-    """What a scene leaves if it is not killed, and how long it takes."""
+    """The result of a scene that is not killed, and its duration."""
 
     left: str
     seconds: float
