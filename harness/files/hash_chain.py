@@ -73,6 +73,17 @@ def read_chain(file: Path, valid: Callable[[Row], bool], what: str, *, drop_torn
         raise UserError(f"cannot read {file}: {error.strerror}") from error
 
 
+def read_heads(file: Path) -> list[str]:
+    """Return the hash of every complete line of a chain; empty without a file."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return [_digest(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
 def _checked(file: Path, content: bytes, valid: Callable[[Row], bool], what: str) -> tuple[list[Row], str]:
     """Return the rows, and the hash of the last line, which the next line must contain."""
     rows, last = [], ""

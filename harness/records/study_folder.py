@@ -3,7 +3,8 @@
     runs/<study>/
         study.toml          the study of `flowrace sweep`
         plan.json           {"runs": [{"id", "cell", "steps"}], "excluded": [{"cell", "reason"}]}; a run that
-                            may end early has its rule in "ends_early"
+                            may end early has its rule in "ends_early", and a race the last of its looks in
+                            "looks"
         tune.toml           the study that was searched by `flowrace tune`, instead of the two above
         history.json        every trial of the search; history.csv has the same content
         best/<method>.toml  the best settings of each method, as a preset
@@ -60,11 +61,21 @@ class PlanExclusion:
 
 
 @dataclass(frozen=True)
+class LastLook:
+    """The end of a log of looks: its number of lines, and the hash of the last one."""
+
+    count: int
+    head: str
+
+
+@dataclass(frozen=True)
 class PlanFile:
     """The content of `plan.json`."""
 
     runs: tuple[PlanEntry, ...]
     exclusions: tuple[PlanExclusion, ...]
+    last_look: LastLook | None = None
+    """The last look of a race, so that a log of looks that was cut or removed is detected."""
 
     @property
     def ids(self) -> set[str]:
@@ -222,7 +233,14 @@ def _parsed(table: Any) -> PlanFile:
         if run.steps is not None and not is_count(run.steps):
             raise ValueError(run.steps)
     excluded = table.get("excluded") or ()
-    return PlanFile(runs, tuple(PlanExclusion(dict(row["cell"]), str(row["reason"])) for row in excluded))
+    looks = table.get("looks")
+    if looks is not None and not (is_count(looks["count"]) and isinstance(looks["head"], str)):
+        raise ValueError(looks)
+    return PlanFile(
+        runs,
+        tuple(PlanExclusion(dict(row["cell"]), str(row["reason"])) for row in excluded),
+        None if looks is None else LastLook(looks["count"], looks["head"]),
+    )
 
 
 def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:

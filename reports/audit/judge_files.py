@@ -10,12 +10,19 @@ from typing import Any
 from harness.errors import UserError
 from harness.files.files import read_toml
 from reports.audit.audit import Audit, adjust_family, audit_claim
-from reports.audit.inputs.claim import Claim, Tuning, claim_hash, read_claims, read_tuning
+from reports.audit.inputs.claim import (
+    Claim,
+    Tuning,
+    claim_hash,
+    raised_from,
+    read_claims,
+    read_tuning,
+)
 from reports.audit.inputs.read import read_logs
 from reports.audit.inputs.run_log import AuditRuns, Progress
 from reports.audit.look_log import checked_with_log
 from reports.audit.looks import adjust_looks, audit_sequential, first_pairs
-from reports.audit.register import NAME, RegisterEntry, read_register, standing
+from reports.audit.register import NAME, RegisterEntry, read_register, registered_as, standing
 from reports.logs.log_map import LogMap
 from reports.race.study_folder import read_study, study_tables
 
@@ -39,7 +46,7 @@ def judge_claims(
     """
     tuning = read_tuning(_tables(claims, sources))
     names = dict(read_study([Path(source) for source in sources]).labels) | dict(labels or {})
-    found, read = [], []
+    found, read, about = [], [], []
     for file in claims:
         entries = read_register(register or file.with_name(NAME))
         for claim in (_registered(claim, entries) for claim in read_claims(file)):
@@ -49,10 +56,25 @@ def judge_claims(
             judge = audit_claim if claim.sequential is None else audit_sequential
             one = judge(claim, logs, tuning, standing(claim, entries, logs.all))
             found.append(one)
+            about.append(_about_raise(claim, entries))
             read.append(logs)
     folders = _folders(sources)
     adjusted = [checked_with_log(one, folders) for one in _adjusted(found, read, tuning)]
-    return [replace(one, names=names) for one in adjusted]
+    return [
+        replace(one, names=names, notes=(*one.notes, *more))
+        for one, more in zip(adjusted, about, strict=True)
+    ]
+
+
+def _about_raise(claim: Claim, entries: Mapping[str, RegisterEntry]) -> list[str]:
+    """Report that the planned pairs of an anytime claim were raised after it was registered."""
+    entry, rule = registered_as(claim, entries), claim.sequential
+    if rule is None or entry is None or (before := raised_from(claim).get(entry.hash)) is None:
+        return []
+    return [
+        f"max_pairs was raised from {before} to {rule.max_pairs} after the claim was registered; an anytime "
+        "interval holds at any number of pairs."
+    ]
 
 
 def _adjusted(found: list[Audit], read: list[AuditRuns], tuning: Mapping[str, Tuning]) -> list[Audit]:

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.files.hash_chain import Row, open_chain, read_chain
+from harness.files.hash_chain import Row, open_chain, read_chain, read_heads
 from harness.files.terminal import shown
 from harness.records.shapes import is_amount, is_count, is_number
-from harness.records.study_folder import StudyFolder
+from harness.records.study_folder import PLAN, LastLook, StudyFolder
 from reports.audit.audit import Audit
-from reports.audit.inputs.claim import claim_hash
+from reports.audit.inputs.claim import Claim, claim_hash, raised_from, with_other_pairs
 from reports.audit.looks import is_futile
 from reports.audit.preconditions import Reason
 from reports.stats.speedup import Speedup
@@ -48,6 +48,29 @@ def read_looks(folder: Path) -> list[Row]:
     return read_chain(StudyFolder(folder).looks_file, _is_look, WHAT, drop_torn=True)
 
 
+def last_look(folder: Path) -> LastLook | None:
+    """Return the end of a study's log of looks; None without a look."""
+    heads = read_heads(StudyFolder(folder).looks_file)
+    return LastLook(len(heads), heads[-1]) if heads else None
+
+
+def cut_log(folder: Path) -> str:
+    """Return what a study's log of looks lacks of the looks that its plan counts; empty if nothing.
+
+    A line that is appended after the plan was written is no fault: a race that was killed left it.
+    """
+    file, plan = StudyFolder(folder).looks_file, StudyFolder(folder).plan
+    known = plan.last_look if plan else None
+    heads = read_heads(file)
+    if known is None or heads[known.count - 1 : known.count] == [known.head]:
+        return ""
+    if len(heads) >= known.count:
+        return f"{file.name} was replaced: its look {known.count} is not the one that {PLAN} records"
+    return (
+        f"{file.name} was cut or removed: it has {len(heads)} of the {known.count} looks that {PLAN} records"
+    )
+
+
 def checked_with_log(audit: Audit, folders: Iterable[Path]) -> Audit:
     """Return the audit of a sequential claim with what disagrees with the logs of looks in these folders.
 
@@ -55,7 +78,10 @@ def checked_with_log(audit: Audit, folders: Iterable[Path]) -> Audit:
     """
     if audit.claim.sequential is None:
         return audit
-    problems = [text for folder in folders for text in _problems(audit, read_looks(folder))]
+    problems = []
+    for folder in folders:
+        problems += [text] if (text := cut_log(folder)) else []
+        problems += _problems(audit, read_looks(folder))
     if not problems:
         return audit
     reasons = [Reason("looks", text) for text in dict.fromkeys(problems)]
@@ -111,22 +137,32 @@ def _seen(audit: Audit) -> dict[str, Any]:
 def _problems(audit: Audit, looks: Sequence[Row]) -> list[str]:
     claim, own = audit.claim, claim_hash(audit.claim)
     now, found = times_by_seed(audit), []
+    same = {own, *raised_from(claim)}
     for row in looks:
         for seen in row["claims"]:
-            if seen["hash"] == own:
+            if seen["hash"] in same:
                 found += _changed_times(row["look"], seen, now, audit)
             elif seen["name"] == claim.name:
                 found.append(
                     f"the look at {row['look']} pairs was taken under another version of this claim "
-                    f"({seen['hash']}, now {own})"
+                    f"({seen['hash']}, now {own}{other_pairs(claim, seen['hash'])})"
                 )
     hashes = {seen["hash"] for row in looks for seen in row["claims"]}
-    if looks and own not in hashes and not found:
+    if looks and not same & hashes and not found:
         found.append(
             f"the race looked {len(looks)} times without this claim ({own}), so it was chosen after looks at "
             "its runs"
         )
     return found
+
+
+def other_pairs(claim: Claim, other: str) -> str:
+    """Return what distinguishes another version of a claim, if it is the number of planned pairs alone."""
+    rule, pairs = claim.sequential, with_other_pairs(claim).get(other)
+    if rule is None or pairs is None:
+        return ""
+    allowed = '; only kind = "anytime" may be raised' if pairs < rule.max_pairs else ""
+    return f": max_pairs was {pairs}, now {rule.max_pairs}{allowed}"
 
 
 def _changed_times(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.files.hash_chain import Row, open_chain, read_chain
-from reports.audit.inputs.claim import Claim, claim_hash
+from reports.audit.inputs.claim import Claim, claim_hash, raised_from
 from reports.audit.inputs.run_log import AuditRun
 
 NAME = "register.jsonl"
@@ -68,9 +68,16 @@ def read_register(file: Path) -> dict[str, RegisterEntry]:
     return _by_hash(read_chain(file, _is_entry, "a register"))
 
 
+def registered_as(claim: Claim, entries: Mapping[str, RegisterEntry]) -> RegisterEntry | None:
+    """Return the earliest entry of a claim; for an anytime claim whose number of planned pairs was raised,
+    that of its first version."""
+    found = [entries[one] for one in (claim_hash(claim), *raised_from(claim)) if one in entries]
+    return min(found, key=lambda entry: entry.milliseconds, default=None)
+
+
 def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[AuditRun]) -> Standing:
     """Return when a claim was registered, relative to its runs: `post hoc` if a run had finished before."""
-    entry = entries.get(claim_hash(claim))
+    entry = registered_as(claim, entries)
     if entry is None:
         changed = any(other.name == claim.name for other in entries.values())
         return "changed since it was registered" if changed else "not registered"

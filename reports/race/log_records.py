@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from harness.records.early_end import EarlyEnd
 from harness.records.evaluations import Conditions, Evaluation
 from harness.records.record import Record
 from reports.stats.curves import Costs
@@ -29,10 +30,15 @@ class LogRecord(Record):
     recorded_protocols: Mapping[str, str] = field(default_factory=dict)
     """The text of the protocol of each metric that has one."""
     end: str = "done"
+    early: EarlyEnd | None = None
 
     @property
     def id(self) -> str:
         return f"{self.method}-seed{self.seed}"
+
+    @property
+    def early_end(self) -> EarlyEnd | None:
+        return self.early
 
     @cached_property
     def spec(self) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from harness.config.options import JSON_OPTION, examples, set_option, track_options
+from harness.errors import UserError
 from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all, write_study_report
 from sweeps.cli.tables import (
     describe_plan,
@@ -73,6 +74,25 @@ def race(
     runs are trained in the registered order. Nothing more is started for claims that a look finds supported,
     refuted or futile. Exit code 1 if a run failed, 130 if interrupted.
     """
+    outputs = Outputs(track, no_track, no_report, as_json)
+    try:
+        _race(file, overrides, out, launch, outputs, spread if dry_run else None)
+    except UserError as error:
+        # The sentence also goes to standard error, with exit code 2.
+        if as_json:
+            click.echo(json.dumps({"refused": str(error)}, indent=1))
+        raise
+
+
+def _race(
+    file: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    launch: LaunchOptions,
+    outputs: Outputs,
+    spread: float | None,
+) -> None:
+    """Run a race; with a spread, print what is expected of it instead."""
     from sweeps.race.race_file import read_race
 
     found = read_race(file, overrides)
@@ -80,15 +100,16 @@ def race(
     for line in found.notes:
         click.echo(line, err=True)
     plan = make_plan(found.study, directory)
-    if dry_run:
-        _print_expected(found, plan, directory, spread, as_json)
+    if spread is not None:
+        _print_expected(found, plan, directory, spread, outputs.as_json)
         return
-    _run(found, plan, directory, launch, Outputs(track, no_track, no_report, as_json))
+    _run(found, plan, directory, launch, outputs)
 
 
 # Any: `Race`, whose module is imported when the command runs.
 def _run(found: Any, plan: StudyPlan, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
     from sweeps.race.coordinator import run_race
+    from sweeps.race.early_ends import spared_steps
 
     check_budget(found.study, plan.runs)
     check_weights(plan.runs, directory)
@@ -99,39 +120,59 @@ def _run(found: Any, plan: StudyPlan, directory: Path, launch: LaunchOptions, ou
 
     with study_lock(directory):
         course = run_race(found, plan, directory, train, lambda line: click.echo(line, err=outputs.as_json))
-        if course.stopped:
-            click.echo("stopped; rerun the same command to resume", err=True)
-            sys.exit(130)
-        mirror.send_all(course.runs)
+        if not course.stopped:
+            mirror.send_all(course.runs)
         results = describe_results(found.study, course.runs, directory, course.failures)
-        spared = len(plan.runs) - len(course.runs)
+        about = {
+            "looks": list(course.looks),
+            "registered": dict(course.registered),
+            "spared_runs": len(plan.runs) - len(course.runs),
+            "spared_steps": spared_steps(course.runs, directory),
+            "stopped": course.stopped,
+            "lost": course.lost,
+            "report": None,
+        }
+        if course.stopped or course.lost:
+            _print_unfinished(results | about, outputs.as_json)
         if not outputs.as_json:
             print_results(results)
-        if course.lost:
-            click.echo("no look was taken: a run has no end; rerun the same command to continue it", err=True)
-            sys.exit(1)
-        if not outputs.as_json:
             click.echo(f"{len(course.runs)} of {len(plan.runs)} planned runs were needed")
-        report = None
+            if about["spared_steps"]:
+                click.echo(f"early ends of runs saved {about['spared_steps']:.0%} of their steps")
         if not outputs.no_report:
-            report = write_study_report(directory, quiet=outputs.as_json, claims=[found.file])
+            about["report"] = write_study_report(directory, quiet=outputs.as_json, claims=[found.file])
         if outputs.as_json:
-            about = {"looks": list(course.looks), "spared_runs": spared, "report": report}
             click.echo(json.dumps(results | about, indent=1))
     sys.exit(1 if course.failures else 0)
+
+
+def _print_unfinished(results: Mapping[str, Any], as_json: bool) -> NoReturn:
+    """Print the results of a race that a signal stopped, or that lost a run; exit with 130 or 1."""
+    if as_json:
+        click.echo(json.dumps(results, indent=1))
+    if results["stopped"]:
+        click.echo("stopped; rerun the same command to resume", err=True)
+        sys.exit(130)
+    if not as_json:
+        print_results(results)
+    click.echo("no look was taken: a run has no end; rerun the same command to continue it", err=True)
+    sys.exit(1)
 
 
 def _print_expected(found: Any, plan: StudyPlan, directory: Path, spread: float, as_json: bool) -> None:
     """Print the plan, and what to expect under the claimed speed-up, half of it, and none."""
     from sweeps.plan.budget import run_cost
+    from sweeps.race.early_ends import plan_early_ends
     from sweeps.race.expected import expected_ends
 
     described = describe_plan(found.study, plan.runs, directory, plan.excluded)
     flops = {run.spec.method.name: run_cost(run.spec).total for run in plan.runs}
     ends = expected_ends(found, spread, flops)
+    until = plan_early_ends(found, plan.runs)
     if as_json:
-        rows = [one._asdict() for one in ends]
-        click.echo(json.dumps(described | {"expected": rows, "spread": spread}, indent=1))
+        about: dict[str, Any] = {"expected": [one._asdict() for one in ends], "spread": spread}
+        about["until"] = None if until is None else until.row()
+        click.echo(json.dumps(described | about, indent=1))
         return
     print_plan(described)
     table = make_table(f"expected, if log ratios of pairs spread by {100 * spread:g} %")
@@ -146,6 +187,8 @@ def _print_expected(found: Any, plan: StudyPlan, directory: Path, spread: float,
             "" if one.flops is None else f"{one.flops:.2e}",
         )
     print_table(table)
+    for line in () if until is None else until.lines():
+        click.echo(line)
     if any(one.assumed == "claimed" and one.decided < 0.5 for one in ends):
         click.echo(
             "a claim that is exactly true is at its own edge, where it is seldom decided; state a tolerance, "

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+
+# Any: JSON.
+from typing import Any
 
 from harness.errors import UserError
 from harness.files.files import take_lock, write_atomic, writing
-from harness.records.study_folder import StudyFolder
+from harness.records.study_folder import LastLook, StudyFolder
 from sweeps.plan.plan import StudyPlan
 from sweeps.plan.study import Study
 
@@ -26,10 +30,11 @@ def study_lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def write_plan(study: Study, plan: StudyPlan, directory: Path) -> None:
+def write_plan(study: Study, plan: StudyPlan, directory: Path, last_look: LastLook | None = None) -> None:
     """Write `study.toml` and `plan.json`, for resuming and for the report.
 
-    Raises `UserError` if the folder holds another study or cannot be written.
+    `last_look` is the last look of a race; by default the one that the plan has. Raises `UserError` if the
+    folder holds another study or cannot be written.
     """
     folder = StudyFolder(directory)
     if folder.study and folder.study.get("name") != study.name:
@@ -42,11 +47,15 @@ def write_plan(study: Study, plan: StudyPlan, directory: Path) -> None:
         | ({"ends_early": str(run.end)} if run.end else {})
         for run in plan.runs
     ]
-    excluded = [{"cell": one.values, "reason": one.reason} for one in plan.excluded]
+    table: dict[str, Any] = {"runs": runs}
+    table["excluded"] = [{"cell": one.values, "reason": one.reason} for one in plan.excluded]
+    last_look = last_look or (folder.plan.last_look if folder.plan else None)
+    if last_look is not None:
+        table["looks"] = asdict(last_look)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomic(folder.study_file, study.to_toml().encode())
-        write_atomic(folder.plan_file, json.dumps({"runs": runs, "excluded": excluded}, indent=1).encode())
+        write_atomic(folder.plan_file, json.dumps(table, indent=1).encode())
     except OSError as error:
         raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
 

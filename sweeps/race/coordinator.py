@@ -7,22 +7,25 @@ give the same looks and the same decision.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
 from harness.records.record import Record, failure_reason
 from harness.records.study_folder import StudyFolder
-from reports.audit.inputs.claim import claim_hash
+from reports.audit.audit import Audit
+from reports.audit.inputs.claim import claim_hash, raised_from
 from reports.audit.judge_files import judge_claims
-from reports.audit.look_log import read_looks, record_look
-from reports.audit.register import NAME, register_claims
+from reports.audit.look_log import cut_log, last_look, other_pairs, read_looks, record_look
+from reports.audit.register import NAME, read_register, register_claims
 from sweeps.plan.plan import PlannedRun, StudyPlan
 from sweeps.plan.run_state import read_state
 from sweeps.plan.study_folder import write_plan
 from sweeps.race.race_file import Race, pairs_until
 
+LATE = ("post hoc", "registered during the runs")
+"""Standings of a claim that a race names, because its reader may have seen runs before."""
 Look = Mapping[str, Any]
 """A row of the log of looks."""
 
@@ -40,6 +43,8 @@ class Course:
     """True if a signal stopped the race."""
     lost: bool = False
     """True if a run has no end, so that no look was taken; the next start continues it."""
+    registered: Mapping[str, str] = field(default_factory=dict)
+    """When each claim was registered, relative to its runs, by name; empty before a look."""
 
 
 def run_race(
@@ -57,25 +62,26 @@ def run_race(
     """
     recorded = {row["look"]: row for row in read_looks(directory)}
     _check_folder(race, plan, directory, recorded.values())
-    for entry, new in register_claims(race.file.with_name(NAME), race.claims):
-        if new:
-            note(f"registered claim {entry.name} as {entry.hash} in {race.file.with_name(NAME)}")
+    _register(race, note)
     runs: dict[str, PlannedRun] = {}
     looks: list[Look] = []
+    audits: Sequence[Audit] = ()
     for n in race.rule.all_looks:
-        arms = set(race.arms) if not looks else race.arms_of(undecided(looks[-1]))
+        arms = race.arms_of(race.hashes if not looks else undecided(looks[-1]))
         runs |= {run.id: run for run in pairs_until(race, plan, n, arms)}
         if n not in recorded:
-            write_plan(race.study, StudyPlan(list(runs.values()), plan.excluded), directory)
+            planned = StudyPlan(list(runs.values()), plan.excluded)
+            write_plan(race.study, planned, directory, last_look(directory))
             # A run whose loss diverged is a bound, and is not tried again.
             failed, stopped = train([run for run in runs.values() if not _diverged(run, directory)])
             lost = _unended(runs.values(), directory)
             if stopped or lost:
                 return Course(tuple(looks), tuple(runs.values()), failed, stopped, lost)
-            audits = judge_claims([race.file], [str(directory)], most_pairs=n)
-            if [claim_hash(audit.claim) for audit in audits] != race.hashes:
-                raise UserError(f"{race.file} was changed while its race ran; restore it, and run it again")
+            first, audits = not audits, _judged(race, directory, n)
+            for line in _late(audits) if first else ():
+                note(line)
             recorded[n] = record_look(directory, n, audits)
+            write_plan(race.study, planned, directory, last_look(directory))
         looks.append(recorded[n])
         for line in look_lines(race, recorded[n]):
             note(line)
@@ -86,16 +92,60 @@ def run_race(
         for run in runs.values()
         if _diverged(run, directory)
     }
-    return Course(tuple(looks), tuple(runs.values()), failures)
+    registered = {one.claim.name: one.standing for one in audits or _judged(race, directory)}
+    return Course(tuple(looks), tuple(runs.values()), failures, registered=registered)
+
+
+def _judged(race: Race, directory: Path, most_pairs: int | None = None) -> list[Audit]:
+    """Judge the claims of a race on its runs; raises `UserError` if its file was changed meanwhile."""
+    audits = judge_claims([race.file], [str(directory)], most_pairs=most_pairs)
+    if [claim_hash(audit.claim) for audit in audits] != race.hashes:
+        raise UserError(f"{race.file} was changed while its race ran; restore it, and run it again")
+    return audits
+
+
+def _register(race: Race, note: Callable[[str], None]) -> None:
+    """Register the claims, and note new ones."""
+    register = race.file.with_name(NAME)
+    earlier = {one: pairs for claim in race.claims for one, pairs in raised_from(claim).items()}
+    known = read_register(register)
+    for entry, new in register_claims(register, race.claims):
+        if new:
+            note(f"registered claim {entry.name} as {entry.hash} in {register}")
+        if new and (raised := [earlier[one] for one in known if one in earlier]):
+            note(f"max_pairs was raised from {max(raised)} to {race.rule.max_pairs}; the looks so far count")
+
+
+def _late(audits: Iterable[Audit]) -> list[str]:
+    """Return a line for each claim that was not registered before its runs, as an audit names it."""
+    return [
+        f"claim {audit.claim.name}: {audit.standing}"
+        + (": a run had finished before the claim was registered" if audit.standing == "post hoc" else "")
+        for audit in audits
+        if audit.standing in LATE
+    ]
 
 
 def _check_folder(race: Race, plan: StudyPlan, directory: Path, looks: Iterable[Look]) -> None:
     """Raise `UserError` for a folder with the looks of other claims, or with runs that the race lacks."""
+    if lacking := cut_log(directory):
+        raise UserError(
+            f"{directory}: {lacking}; restore the file, or start the race again with another --out"
+        )
     for row in looks:
-        if [seen["hash"] for seen in row["claims"]] != race.hashes:
+        if [race.current(seen["hash"]) for seen in row["claims"]] != race.hashes:
             names = ", ".join(f"{seen['name']} ({seen['hash']})" for seen in row["claims"])
+            why = next(
+                (
+                    text
+                    for seen in row["claims"]
+                    for claim in race.claims
+                    if (text := other_pairs(claim, seen["hash"]))
+                ),
+                "",
+            )
             raise UserError(
-                f"{directory} holds the looks of {names}, not those of {race.file}; choose another --out"
+                f"{directory} holds the looks of {names}, not those of {race.file}{why}; choose another --out"
             )
     planned, folder = {run.id for run in plan.runs}, StudyFolder(directory)
     if folder.plan and (others := folder.plan.ids - planned):

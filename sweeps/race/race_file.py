@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.records.early_end import EndRule
-from reports.audit.inputs.claim import Claim, Sequential, claim_hash, read_claims
+from reports.audit.inputs.claim import Claim, Sequential, claim_hash, raised_from, read_claims
 from sweeps.plan.plan import PlannedRun, StudyPlan
 from sweeps.plan.study import Study, load_study_table, study_of
 
@@ -66,9 +67,18 @@ class Race:
             return None
         return EndRule(tuple(sorted(targets.items())), self.rule.patience, self.rule.margin)
 
+    def current(self, found: str) -> str:
+        """Return the hash of the claim that had this hash before its planned pairs were raised, else the
+        same."""
+        return self._earlier.get(found, found)
+
+    @cached_property
+    def _earlier(self) -> dict[str, str]:
+        return {one: claim_hash(claim) for claim in self.claims for one in raised_from(claim)}
+
     def arms_of(self, hashes: Iterable[str]) -> set[str]:
         """Return the methods that the claims with these hashes compare."""
-        wanted = set(hashes)
+        wanted = set(map(self.current, hashes))
         chosen = [claim for claim in self.claims if claim_hash(claim) in wanted]
         return {arm for claim in chosen for arm in (claim.baseline, claim.candidate)}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from harness.errors import UserError
 from harness.records.study_folder import StudyFolder
 from reports.audit.audit import Audit
 from reports.audit.judge_files import judge_claims
-from reports.audit.look_log import read_looks
+from reports.audit.look_log import read_looks, record_look
 from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.study_folder import study_lock
 from sweeps.race.coordinator import Course, run_race
@@ -65,8 +67,15 @@ def write_file(folder: Path, *arms: str, pairs: int = 6) -> Path:
 class Trainer:
     """Writes the records of runs, and counts them by method."""
 
-    def __init__(self, directory: Path, noise: float = 0.06, die_after: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        noise: float = 0.06,
+        die_after: int | None = None,
+        started: float | None = None,
+    ) -> None:
         self.directory, self.noise, self.die_after = directory, noise, die_after
+        self.environment = {} if started is None else {"started": started}
         self.trained: list[tuple[str, int]] = []
 
     def __call__(self, runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
@@ -80,7 +89,8 @@ class Trainer:
             rng = np.random.default_rng([seed, *method.encode()])
             speed = SPEEDS[method] * math.exp(self.noise * rng.normal())
             scale = 1000.0 * speed**-0.5
-            write_run(self.directory / run.id, method, seed, metric=power_law(scale, 0.5))
+            about = self.environment
+            write_run(self.directory / run.id, method, seed, metric=power_law(scale, 0.5), environment=about)
         return {}, False
 
     def count(self, method: str) -> int:
@@ -351,12 +361,152 @@ def test_folder_of_another_race_or_study_is_refused(race: tuple[Path, Path]) -> 
     trainer = Trainer(directory)
     with pytest.raises(UserError, match=r"holds the looks of repa .*choose another --out"):
         raced(file, trainer)
-    StudyFolder(directory).looks_file.unlink()
+    forget_looks(directory)
     other = '"flow", "repa"]\n[study.set]\n"train.batch_size" = 8'
     file.write_text(file.read_text().replace('"flow", "repa", "sra"]', other))
     with pytest.raises(UserError, match=r"runs that the race does not plan; choose another --out"):
         raced(file, trainer)
     assert trainer.trained == []
+
+
+def forget_looks(directory: Path) -> None:
+    """Remove the looks, and the end of their log from the plan."""
+    folder = StudyFolder(directory)
+    plan = json.loads(folder.plan_file.read_text())
+    folder.plan_file.write_text(json.dumps({key: value for key, value in plan.items() if key != "looks"}))
+    folder.looks_file.unlink()
+
+
+@pytest.mark.parametrize("kept", [0, 1, None], ids=["all-but-none", "all-but-one", "removed"])
+def test_log_that_was_cut_is_named(race: tuple[Path, Path], kept: int | None) -> None:
+    """The plan has the hash of the last look, so that the log cannot lose its end in silence."""
+    file, directory = race
+    log = StudyFolder(directory).looks_file
+    if kept is None:
+        log.unlink()
+    else:
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:kept]))
+    [found] = judged(file, directory)
+    assert found.verdict == "inconclusive"
+    assert any("looks.jsonl was cut or removed" in reason.text for reason in found.reasons)
+    with pytest.raises(UserError, match=r"was cut or removed: it has .* restore the file"):
+        raced(file, Trainer(directory))
+
+
+def test_replayed_look_is_named(race: tuple[Path, Path]) -> None:
+    """The last look is cut off, its runs are trained again, and the look is taken again."""
+    file, directory = race
+    folder = StudyFolder(directory)
+    log = folder.looks_file.read_bytes()
+    folder.looks_file.write_bytes(b"".join(log.splitlines(keepends=True)[:-1]))
+    last = read_looks(directory)[-1]["look"]
+    for run in (run for run in make_plan(read_race(file).study).runs if run.spec.seed == last):
+        if (directory / run.id).exists():
+            shutil.rmtree(directory / run.id)
+            write_run(directory / run.id, run.spec.method.name, last, metric=power_law(700.0, 0.5))
+    audits = judge_claims([file], [str(directory)])
+    record_look(directory, last + 1, [replace(audits[0], verdict="supported")])
+    [found] = judged(file, directory)
+    assert found.verdict == "inconclusive"
+    assert any("is not the one that plan.json records" in reason.text for reason in found.reasons)
+
+
+def test_look_that_a_killed_race_left_after_its_plan_is_no_fault(race: tuple[Path, Path]) -> None:
+    file, directory = race
+    folder = StudyFolder(directory)
+    plan = json.loads(folder.plan_file.read_text())
+    first = folder.looks_file.read_bytes().splitlines()[0]
+    plan["looks"] = {"count": 1, "head": hashlib.sha256(first).hexdigest()}
+    folder.plan_file.write_text(json.dumps(plan))
+    assert judged(file, directory)[0].verdict == "supported"
+
+
+# More pairs than were planned.
+
+ANYTIME = 'kind = "anytime"\n'
+
+
+def write_close_race(folder: Path, pairs: int, kind: str = "") -> Path:
+    """Write a race that few pairs leave undecided."""
+    path = write_file(folder, "repa", pairs=pairs)
+    path.write_text(path.read_text() + kind)
+    return path
+
+
+def test_planned_pairs_of_an_anytime_claim_may_be_raised(tmp_path: Path) -> None:
+    """The looks so far count, and the race ends as if it had planned all pairs from the start."""
+    folder, once = tmp_path / "raised", tmp_path / "once"
+    for path in (folder, once):
+        path.mkdir()
+    _, first, _ = raced(write_close_race(folder, 4, ANYTIME), Trainer(folder / "runs", noise=0.07))
+    assert len(first.looks) == 2 and not first.looks[-1]["claims"][0]["ended"]
+    file = write_close_race(folder, 8, ANYTIME)
+    _, course, lines = raced(file, Trainer(folder / "runs", noise=0.07))
+    _, whole, _ = raced(write_close_race(once, 8, ANYTIME), Trainer(once / "runs", noise=0.07))
+    assert any("max_pairs was raised from 4 to 8" in line for line in lines)
+    ends = [[seen["speedup"] for seen in row["claims"]] for row in course.looks]
+    assert ends == [[seen["speedup"] for seen in row["claims"]] for row in whole.looks] and len(ends) > 2
+    [found] = judged(file, folder / "runs")
+    assert found.verdict == course.looks[-1]["claims"][0]["verdict"] == "supported"
+    assert any("max_pairs was raised from 4 to 8" in note for note in found.notes)
+
+
+def test_planned_pairs_of_a_group_claim_may_not_be_raised(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path / "runs", noise=0.2)
+    raced(write_close_race(tmp_path, 3), trainer)
+    file = write_close_race(tmp_path, 6)
+    with pytest.raises(UserError, match=r'max_pairs was 3, now 6; only kind = "anytime" may be raised'):
+        raced(file, trainer)
+    [found] = judged(file, trainer.directory)
+    assert found.verdict == "inconclusive" and "max_pairs was 3, now 6" in found.reasons[0].text
+
+
+def test_planned_pairs_may_not_be_lowered(tmp_path: Path) -> None:
+    """Pairs that were seen would no longer count."""
+    trainer = Trainer(tmp_path / "runs", noise=0.2)
+    raced(write_close_race(tmp_path, 5, ANYTIME), trainer)
+    [found] = judged(write_close_race(tmp_path, 3, ANYTIME), trainer.directory)
+    assert found.verdict == "inconclusive" and "max_pairs was 5, now 3" in found.reasons[0].text
+
+
+# When a claim was registered, and what a program reads.
+
+
+def test_claim_registered_after_runs_is_named_by_the_race(finished: Path, tmp_path: Path) -> None:
+    file = write_file(tmp_path, "repa")
+    trainer = Trainer(tmp_path / "runs", started=1_000_000_000_000.0)
+    race = read_race(file)
+    trainer(make_plan(race.study).runs)
+    _, course, lines = raced(file, trainer)
+    assert course.registered == {"repa": "post hoc"}
+    assert any("claim repa: post hoc: a run had finished before" in line for line in lines)
+    _, again, lines = raced(file, trainer)
+    assert again.registered == {"repa": "post hoc"}
+
+
+@pytest.mark.parametrize("case", ["stopped", "lost", "refused"])
+def test_race_that_does_not_end_prints_json(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    out = tmp_path / "runs"
+    trainer = Trainer(out)
+
+    def train(runs: Sequence[PlannedRun], *_: object) -> tuple[Mapping[str, str], bool]:
+        trainer(runs[:1])
+        return {}, case == "stopped"
+
+    monkeypatch.setattr("sweeps.cli.race.run_all", train)
+    if case == "refused":
+        file.write_text(file.read_text().replace('candidate = "repa"', 'candidate = "rapa"'))
+    words = ["race", str(file), "--out", str(out), "--no-track", "--no-report", "--json"]
+    result = CliRunner().invoke(cli, words)
+    found = json.loads(result.stdout)
+    if case == "refused":
+        assert isinstance(result.exception, UserError) and "unknown arm" in found["refused"]
+    else:
+        assert result.exit_code == {"stopped": 130, "lost": 1}[case]
+        assert found[case] is True and found["looks"] == []
+        assert sum(run["status"] == "done" for run in found["runs"]) == 1
 
 
 def test_claim_changed_while_its_race_runs_is_refused(file: Path, tmp_path: Path) -> None:

@@ -227,6 +227,37 @@ def claim_hash(claim: Claim) -> str:
     return hashlib.sha256(canonical(claim).encode()).hexdigest()[:12]
 
 
+def with_other_pairs(claim: Claim) -> dict[str, int]:
+    """Return the hashes of the same claim with other numbers of planned pairs, each with its number.
+
+    A registered order of seeds is shortened, or does not count.
+    """
+    rule = claim.sequential
+    if rule is None:
+        return {}
+    found = {}
+    most = len(rule.seeds) or MOST_PAIRS
+    for pairs in range(FIRST_LOOK, most + 1):
+        looks = (*(n for n in rule.looks if n < pairs), pairs) if rule.looks else ()
+        changed = {"max_pairs": pairs, "seeds": rule.seeds[:pairs], "looks": looks}
+        if pairs != rule.max_pairs:
+            other = rule.model_copy(update=changed)
+            found[claim_hash(claim.model_copy(update={"sequential": other}))] = pairs
+    return found
+
+
+def raised_from(claim: Claim) -> dict[str, int]:
+    """Return the hashes of earlier versions of an anytime claim, with fewer planned pairs.
+
+    Its intervals hold at any number of pairs, so `max_pairs` may be raised after looks. Empty for a group
+    claim, whose boundaries depend on it.
+    """
+    rule = claim.sequential
+    if rule is None or rule.kind != "anytime":
+        return {}
+    return {other: pairs for other, pairs in with_other_pairs(claim).items() if pairs < rule.max_pairs}
+
+
 def read_claims(file: Path) -> list[Claim]:
     """Return the claims of a TOML file.
 

@@ -9,7 +9,13 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.records.mlflow_store import shown
-from reports.audit.inputs.mlflow_runs import find_runs, logged_run, open_for_reading, split_experiment
+from reports.audit.inputs.mlflow_runs import (
+    early_end_of,
+    find_runs,
+    logged_run,
+    open_for_reading,
+    split_experiment,
+)
 from reports.audit.inputs.read import is_log, is_store
 from reports.logs.curves import LogCurve, Understood, check_values, find_metric
 from reports.logs.log_map import LogMap
@@ -120,6 +126,7 @@ def _of_store(store: str, metric: str | None) -> list[LogRecord]:
                         costs=costs,
                         recorded_protocols={name: protocols for own in values.values() for name in own},
                         end=end,
+                        early=early_end_of(run),
                     )
                 )
     if not records:

@@ -178,7 +178,7 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
         ended=run.info.end_time,
         aligned=metric in _tag(run, "flowrace.aligned"),
         failed=failed,
-        early=_early_end(run),
+        early=early_end_of(run),
     )
     notes = [f"{name} failed: censored after its last evaluation."] if failed else []
     notes += (
@@ -285,11 +285,11 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
     if logged:
         totals["seconds"] = sum((_on(grid, own) for own in logged.values()), np.zeros_like(grid))
         totals |= {} if devices is None else {"gpu_seconds": devices * totals["seconds"]}
-    early = _early_end(run)
+    early = early_end_of(run)
     return Costs(grid, totals) if early is None else Costs(grid, totals).of_early_end(early)
 
 
-def _early_end(run: Any) -> EarlyEnd | None:
+def early_end_of(run: Any) -> EarlyEnd | None:
     """Return where a mirrored run ended before its last step; raises `UserError` if the tag is no early
     end."""
     text = run.data.tags.get("flowrace.ended", "")
