@@ -8,8 +8,10 @@ from harness.backbone.condition import Text, TextShape
 from harness.config.spec import BackboneSpec, RunSpec
 from harness.data.dataset import Dataset
 from harness.errors import UserError
+from harness.evaluation.metric_table import CAPTION_SCORES
 from harness.text.base import open_text_encoder, text_architecture
 from harness.text.captions import EMPTY
+from harness.text.stored import NAME as STORED
 
 OF_MMDIT = ("initial", "text_time")
 """Fields of the backbone that a SiT does not have."""
@@ -27,6 +29,12 @@ def check_condition(spec: RunSpec, where: str) -> None:
         raise UserError(
             f'{where}: text.encoder = {encoder}, but backbone.kind = "sit" is conditioned on labels; add '
             "--set backbone.kind=mmdit, or leave out text.encoder"
+        )
+    texts = [name for name in spec.eval.metrics if name.partition(":")[0] in CAPTION_SCORES]
+    if encoder == STORED and texts:
+        raise UserError(
+            f"{where}: eval.metrics '{texts[0]}' reads the texts of captions, of which text.encoder = "
+            f"{STORED} has the features only; remove the metric"
         )
     for name in OF_MMDIT if backbone.kind == "sit" else ():
         if (value := getattr(backbone, name)) != BackboneSpec.model_fields[name].default:

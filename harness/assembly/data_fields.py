@@ -37,10 +37,10 @@ def with_captions(spec: DataSpec, text: TextSpec, dataset: Any) -> DataSpec:
     able = Capabilities(dataset)
     if "caption_key" in (able.reads or ()):
         return spec if spec.caption_key else spec.model_copy(update={"caption_key": USUAL})
-    if able.captions is None:
+    if not able.captioned:
         raise UserError(
             f"text.encoder = {text.encoder} needs captions, but data set '{spec.name}' has none; choose "
-            "data.name=prompts, or parquet or folder with captions"
+            "data.name=prompts, or parquet, folder or webdataset with captions"
         )
     return spec
 

@@ -67,6 +67,7 @@ TEXT_ENCODERS = {
     "open_clip": "harness.text.open_clip:OpenClipText",
     "local": "harness.text.local:LocalText",
     "random": "harness.text.local:RandomText",
+    "stored": "harness.text.stored:StoredText",
 }
 CODECS = {
     "identity": "harness.latents.identity:Identity",

@@ -187,6 +187,18 @@ class Capabilities:
         return getattr(self._files, "captions", None)
 
     @property
+    def captioned(self) -> bool:
+        """True for data with captions, and for a class whose files may have some."""
+        reads = "caption_key" in (self.reads or ())
+        return reads or self.captions is not None or getattr(self.of, "captioned", False)
+
+    @property
+    # Any: `CaptionStates` is in harness.latents, which imports this module.
+    def caption_states(self) -> Any:
+        """Stored features of captions, whose texts need not be known; None for data without them."""
+        return getattr(self.of, "caption_states", None)
+
+    @property
     def caption_source(self) -> str:
         """The source of captions, for example a column; empty if the class does not state it."""
         return getattr(self._files, "caption_source", "")

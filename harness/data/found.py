@@ -139,7 +139,7 @@ def captions_in(dataset: Dataset) -> FoundCaptions | None:
     """Return the facts about the captions of a data set; None for data without captions."""
     has = Capabilities(dataset)
     if has.captions is None:
-        return None
+        return _states_in(has)
     name = has.sample_name or (lambda index: f"sample {index}")
     captions, firsts, counts = 0, {}, Counter()
     for index in range(len(dataset)):
@@ -154,6 +154,15 @@ def captions_in(dataset: Dataset) -> FoundCaptions | None:
         Counted(counts[kind], firsts.get(kind, "")) for kind in ("missing", "empty", "long")
     )
     return FoundCaptions(captions, has.caption_source, missing, empty, long)
+
+
+def _states_in(has: Capabilities) -> FoundCaptions | None:
+    """Return the facts about captions whose features are stored, and not their texts."""
+    if (states := has.caption_states) is None:
+        return None
+    none, missing = Counted(0, ""), np.flatnonzero(states.counts == 0)
+    first = f"sample {missing[0]}" if len(missing) else ""
+    return FoundCaptions(int(states.counts.sum()), states.source, Counted(len(missing), first), none, none)
 
 
 def check_labels(dataset: Dataset) -> None:

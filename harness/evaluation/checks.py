@@ -141,7 +141,11 @@ def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
         # A metric of all parts is undefined if the run generates only some of them.
         capabilities = Capabilities(data)
         readable = metric.value not in CAPTION_SCORES or modality == "image"
-        if capabilities.modality == modality and capabilities.has(needs.attribute) and readable:
+        # Whether files have captions is known when they are read.
+        declared = capabilities.has(needs.attribute) or (
+            needs.attribute == "captions" and capabilities.captioned
+        )
+        if capabilities.modality == modality and declared and readable:
             return
     elif modality in ("video", "joint"):
         return

@@ -24,6 +24,7 @@ from harness.data.log_mel import BANDS
 from harness.data.open import open_dataset
 from harness.data.waveforms import codec_input_shape
 from harness.errors import UserError
+from harness.latents.captions import STATES, TEXTS, CaptionStates, CaptionTexts
 from harness.latents.codec import Affine, Codec, Renormalised, open_codec
 from harness.latents.linked import LinkedRecords
 from harness.latents.moments import as_moments
@@ -35,13 +36,15 @@ EXPECTED = "a folder written by flowrace data encode or flowrace data import"
 class Latents:
     """Encoded images, videos or sounds: a folder written by flowrace data encode or flowrace data import.
 
-    The moments are memory-mapped files. Moments stored as float16 are converted to float32.
+    The moments are memory-mapped files. Moments stored as float16 are converted to float32. Captions are
+    those that were encoded along, or the stored states of U-ViT's folder.
     """
 
     reads = (
         "root", "resolution", "channels", "frames", "classes", "posterior", "codec", "codec_weights",
         "images",
     )  # fmt: skip
+    captioned = True
 
     def __init__(self, spec: DataSpec) -> None:
         folder = data_path(spec, EXPECTED)
@@ -58,6 +61,10 @@ class Latents:
         )
         self.class_names = tuple(manifest.get("class_names", ()))
         self.label_source = manifest.get("label_source", "")
+        if TEXTS in manifest["files"]:
+            self.captions, self.caption_source = CaptionTexts(folder), "encoded with the latents"
+        if STATES in manifest["files"]:
+            self.caption_states = CaptionStates(folder, manifest["states"], manifest["files"][STATES])
         _check_declared(spec, manifest)
 
     @staticmethod

@@ -27,6 +27,7 @@ from harness.data.waveforms import codec_input_shape, read_waves
 from harness.errors import UserError
 from harness.files.files import held, replacing, write_atomic
 from harness.files.parse import parse_json
+from harness.latents.captions import caption_files
 from harness.latents.codec import Codec
 from harness.latents.shards import FORMAT, INDEX, MANIFEST, shard_name, without_places
 from harness.runtime.distributed import World
@@ -35,7 +36,7 @@ from metrics.files.hashing import sha256_of
 BEGUN, LOCK = "encoding.json", "encoding.lock"
 LEFT_OVER = (LOCK, f".{BEGUN}.tmp")
 """Files of a command that was killed before it wrote any content."""
-IF_SET = ("frames", "video_weight", "audio_weight")
+IF_SET = ("frames", "video_weight", "audio_weight", "caption_key")
 """Fields of the source that a manifest has only if they are set, because older manifests lack them."""
 
 
@@ -71,8 +72,8 @@ class Job(Protocol):
         """Return the bytes that assign each sample to a side of the split."""
         ...
 
-    def closing(self) -> dict[str, Any]:
-        """Return fields of the manifest that are computed when all shards are complete."""
+    def closing(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Return what is computed when all shards are complete: fields of the manifest, and further files."""
         ...
 
 
@@ -142,8 +143,9 @@ class Encoding:
     def keys(self) -> list[bytes]:
         return [self.dataset.key(i) for i in range(len(self.dataset))]
 
-    def closing(self) -> dict[str, Any]:
-        return {}
+    def closing(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        captions = Capabilities(self.dataset).captions
+        return {}, {} if captions is None else caption_files(map(captions, range(len(self.dataset))))
 
 
 def shards_of(samples: int, rows: int) -> list[range]:
@@ -285,7 +287,11 @@ def _finish(folder: Path, job: Job) -> dict[str, Any]:
     names = [shard_name(number) for number in range(len(job.shards()))]
     files = {name: _seal(folder / name).read_text() for name in names}
     files[INDEX] = sha256_of(folder / INDEX)
-    manifest = job.about | job.closing() | {"files": files}
+    fields, further = job.closing()
+    for name, content in further.items():
+        write_atomic(folder / name, content)
+        files[name] = sha256_of(folder / name)
+    manifest = job.about | fields | {"files": files}
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 

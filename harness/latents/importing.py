@@ -19,6 +19,7 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.errors import UserError
+from harness.latents.captions import states_file
 from harness.latents.codec import Affine, Codec
 from harness.latents.encode import shards_of
 from harness.latents.layouts.source import Holds, LatentSource
@@ -115,6 +116,7 @@ class Importing:
             **({"decode": decode} if self._decodes_differently else {}),
             **({"holds": self.holds} if self.holds != "std" else {}),
             **({"link": True} if self.link else {}),
+            **({"states": self._states} if self.source.captions else {}),
             "source": self._image_fields(),
             "imported": {
                 "layout": source.kind,
@@ -163,9 +165,16 @@ class Importing:
             records = self.read(start, stop)
             yield self._linkable.positions(start, stop) if self.link else records
 
-    def closing(self) -> dict[str, Any]:
-        """Return the files that linked records are in."""
-        return {"linked": describe_files(self._linkable, self.source.root)} if self.link else {}
+    def closing(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Return the files that linked records are in, and the digests of captions' states."""
+        linked = {"linked": describe_files(self._linkable, self.source.root)} if self.link else {}
+        return linked, {} if self.source.captions is None else states_file(self.source.captions)[0]
+
+    @property
+    def _states(self) -> dict[str, Any]:
+        features = self.source.captions
+        assert features is not None
+        return {"root": str(features.folder.resolve()), "shape": list(features.empty().shape)}
 
     @property
     def _linkable(self) -> Linkable:

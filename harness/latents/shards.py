@@ -3,6 +3,8 @@
 latents.json         source and codec, and the sha256 of every file; written last, it marks a complete folder
 index.npz            labels int64 (N,), and the keys of the source's split as bytes with their ends (N,)
 shard-00000.npy ...  mean and standard deviation (rows, copies, 2, c, *places); copy 1 is of mirrored samples
+
+Captions are in further files (captions.py).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from harness.files.stamps import stamp_of, stored
 from metrics.files.hashing import sha256_of
 
 FORMAT, MANIFEST, INDEX = "flowrace-latents-1", "latents.json", "index.npz"
+SHARD = "shard-"
 PLACES = ("root", "weights")
 """Fields of a manifest that hold locations and do not affect its content."""
 
@@ -41,7 +44,7 @@ class Index(NamedTuple):
 
 
 def shard_name(number: int) -> str:
-    return f"shard-{number:05d}.npy"
+    return f"{SHARD}{number:05d}.npy"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def read_index(folder: Path) -> Index:
 
 def open_shards(folder: Path, manifest: dict[str, Any]) -> list[np.ndarray]:
     """Return the shards in order, memory-mapped."""
-    names = sorted(name for name in manifest["files"] if name != INDEX)
+    names = sorted(name for name in manifest["files"] if name.startswith(SHARD))
     try:
         return [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in names]
     except (OSError, ValueError) as error:

@@ -109,7 +109,15 @@ def open_captions(
     """Return the captions of a run's data; None for a run that is conditioned on labels."""
     if not spec.text.encoder:
         return None
+    has = Capabilities(dataset)
+    if has.captions is None and has.caption_states is None:
+        raise no_captions(spec.text.encoder)
     encoder = open_text_encoder(spec.text, dataset, held_out=spec.data.held_out, device=device)
+    # The module of stored features imports this one.
+    from harness.text.stored import StoredCaptions, StoredText
+
+    if isinstance(encoder, StoredText):
+        return StoredCaptions(encoder, dataset)
     return RunCaptions(encoder, dataset, note)
 
 
@@ -201,7 +209,8 @@ def no_captions(encoder: str) -> UserError:
     """Return the error for data without captions."""
     return UserError(
         f"text.encoder = {encoder} needs captions, which this data set does not have; choose "
-        "data.name=prompts, or name their column with data.caption_key"
+        "data.name=prompts, or name their column with data.caption_key, also when latents are encoded; "
+        "features that are stored with latents are text.encoder=stored"
     )
 
 

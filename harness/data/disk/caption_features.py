@@ -42,17 +42,30 @@ class CaptionFeatures:
         """Return the file of an image's latent."""
         return self.folder / f"{index}.npy"
 
-    def states(self, index: int, caption: int) -> np.ndarray:
-        """Return the states of a caption, float32 (tokens, width). Raises `UserError` if it is damaged."""
+    def state_file(self, index: int, caption: int) -> Path:
+        """Return the file of a caption's states."""
         if not 0 <= caption < self.captions[index]:
             raise IndexError(f"image {index} has {self.captions[index]} captions, not number {caption}")
-        return _states(self.folder / f"{index}_{caption}.npy")
+        return self.folder / f"{index}_{caption}.npy"
+
+    def states(self, index: int, caption: int) -> np.ndarray:
+        """Return the states of a caption, float32 (tokens, width). Raises `UserError` if it is damaged."""
+        return _states(self.state_file(index, caption))
 
     def empty(self) -> np.ndarray:
         """Return the states of the empty caption, float32 (tokens, width)."""
+        return _states(self.empty_file())
+
+    @property
+    def has_empty(self) -> bool:
+        """Return whether the states of the empty caption exist."""
+        return any((folder / EMPTY).is_file() for folder in (self.folder, self.folder.parent))
+
+    def empty_file(self) -> Path:
+        """Return the file of the empty caption's states. Raises `UserError` if there is none."""
         for folder in (self.folder, self.folder.parent):
             if (folder / EMPTY).is_file():
-                return _states(folder / EMPTY)
+                return folder / EMPTY
         raise UserError(f"{self.folder} has no {EMPTY}, and neither has the folder above; add it")
 
 
@@ -106,7 +119,17 @@ def _numbers(folder: Path) -> tuple[dict[int, set[int]], set[int], list[str]]:
 
 
 def _states(path: Path) -> np.ndarray:
-    states = parse_npy(read_file(path, STATES_BYTES), str(path))
+    return parse_states(read_states(path), path)
+
+
+def read_states(path: Path) -> bytes:
+    """Return the content of a file of states. Raises `UserError` if it cannot be read, or is too large."""
+    return read_file(path, STATES_BYTES)
+
+
+def parse_states(content: bytes, path: Path) -> np.ndarray:
+    """Return states, float32 (tokens, width), of a file's content. Raises `UserError` if it is damaged."""
+    states = parse_npy(content, str(path))
     if states.ndim != 2 or states.dtype.kind != "f" or not states.size:
         raise UserError(f"{path} is {Form(states.shape, states.dtype)}, expected states (tokens, width)")
     if not np.isfinite(states).all():

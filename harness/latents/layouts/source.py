@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from harness.data.disk.caption_features import CaptionFeatures
 from harness.data.disk.labels import Labels
 from metrics.files.listing import Skipped
 
@@ -54,6 +55,8 @@ class LatentSource:
     """Mean and standard deviation of each channel, from a file next to the latents."""
     images: Path | None = None
     """The images that were encoded, if they are stored with the latents."""
+    captions: CaptionFeatures | None = None
+    """The states of captions, if the source has them with those of the empty one."""
     notes: tuple[str, ...] = field(default=())
     """Sentences on what else the source holds."""
 

@@ -1,7 +1,7 @@
 """U-ViT's folder of COCO features: moments as `N.npy`, without labels.
 
 Training multiplies a draw by 0.2301 (U-ViT configs/mscoco_uvit.py). The states of captions are read by
-harness/data/disk/caption_features.py.
+harness/data/disk/caption_features.py, and condition a run with `text.encoder = "stored"`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.disk.caption_features import CaptionFeatures, holds_caption_features, open_caption_features
+from harness.data.disk.caption_features import (
+    EMPTY,
+    CaptionFeatures,
+    holds_caption_features,
+    open_caption_features,
+)
 from harness.data.disk.labels import unlabelled
 from harness.data.disk.npy import HEADER, LARGEST, Form, checked_latents, parse_npy, read_file
 from harness.errors import UserError
@@ -31,11 +36,14 @@ def open_uvit(root: Path, *, labelled: bool) -> LatentSource:
     features = open_caption_features(root)
     files = [features.latent_file(number) for number in range(len(features))]
     captions = sum(features.captions)
+    usable = captions > 0 and features.has_empty
+    without = "" if usable else f", and cannot condition a run without {EMPTY}"
     return LatentSource(
         "uvit", root, _Moments(features), [file.name for file in files], unlabelled(len(files)),
         "none: U-ViT's features have no labels", "logvar", len(files),
         identity_of((file.name, file.stat().st_size) for file in files), features.skipped, scale=SCALE,
-        notes=(f"captions: {captions}, which stay in {features.folder}",) if captions else (),
+        captions=features if usable else None,
+        notes=(f"captions: {captions}, which stay in {features.folder}{without}",) if captions else (),
     )  # fmt: skip
 
 

@@ -1,0 +1,172 @@
+"""Captions of latents: texts are carried along by an encoding, and U-ViT's states condition a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.assembly.condition import null_text
+from harness.assembly.resolve import load_spec
+from harness.config.spec import DataSpec, RunSpec
+from harness.data.dataset import Capabilities
+from harness.data.found import found_in
+from harness.data.open import open_dataset
+from harness.errors import UserError
+from harness.records.record import Record
+from harness.text.captions import RunCaptions, open_captions
+from tests.harness.data.containers import tar_of
+from tests.harness.data.test_tar_captions import READ, members, texts
+from tests.harness.latents.test_import_layouts import states, uvit_files
+from tests.harness.latents.vae import save_vae
+from tests.support.encoded import content, encode
+from tests.support.latent_layouts import import_data, moments, write
+from tests.support.runs import tiny, trained
+
+CPU = torch.device("cpu")
+ON_TEXT = ("backbone.kind=mmdit", "backbone.initial=released", "eval.grid=4")
+STORED = ("text.encoder=stored", "text.length=7", "text.padding=attended", 'eval.metrics=["loss:held_out"]')
+N = 24
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tar_of(tmp_path_factory.mktemp("tar") / "a.tar", members("txt", texts()))
+
+
+@pytest.fixture(scope="module")
+def latents(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latents") / "out"
+    encode(pictures, "identity", folder, "--set", "data.caption_key=usual")
+    return folder
+
+
+def data_of(folder: Path, **fields: object):
+    return open_dataset(DataSpec(name="latents", root=str(folder), **fields))
+
+
+def test_encoding_carries_the_captions_of_the_source(latents: Path, pictures: Path) -> None:
+    data, source = data_of(latents), DataSpec(name="webdataset", root=str(pictures), caption_key="usual")
+    captions = Capabilities(data).captions
+    assert captions is not None and [captions(index) for index in range(len(data))] == READ
+    assert "6 captions (encoded with the latents)" in found_in(data).line()
+    # The source is opened with its captions, and is the one that was encoded.
+    assert data.pictures.fingerprint == open_dataset(source).fingerprint
+
+
+def test_encoding_without_captions_is_that_of_earlier_versions(
+    latents: Path, pictures: Path, tmp_path: Path
+) -> None:
+    encode(pictures, "identity", tmp_path / "plain")
+    plain, found = content(tmp_path / "plain"), content(latents)
+    assert set(found) - set(plain) == {"captions.bin", "captions.npz"}
+    assert {name for name in plain if plain[name] != found[name]} == {"encoding.json", "latents.json"}
+    assert Capabilities(data_of(tmp_path / "plain")).captions is None
+
+
+def test_damaged_captions_are_refused(latents: Path, tmp_path: Path) -> None:
+    for name, value in content(latents).items():
+        (tmp_path / name).write_bytes(value[:-1] + b"!" if name == "captions.bin" else value)
+    with pytest.raises(UserError, match=r"captions\.bin is damaged"):
+        data_of(tmp_path)
+
+
+def test_run_on_latents_without_captions_is_refused(pictures: Path, tmp_path: Path) -> None:
+    encode(pictures, "identity", tmp_path / "plain")
+    spec = tiny(*ON_TEXT, "text.encoder=random:text", "data.name=latents", f"data.root={tmp_path / 'plain'}")
+    with pytest.raises(UserError, match="also when latents are encoded"):
+        trained(spec, tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a folder of U-ViT's features whose image 5 has no captions."""
+    files = uvit_files(moments(N, logvar=True)[:, 0])
+    kept = {name: value for name, value in files.items() if not name.startswith("5_")}
+    return write(tmp_path_factory.mktemp("coco"), kept)
+
+
+@pytest.fixture(scope="module")
+def imported(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("imported") / "out"
+    import_data(coco, out, "--resolution", "8", "--codec", "none")
+    return out
+
+
+def stored_spec(folder: Path, *overrides: str) -> RunSpec:
+    return tiny(*ON_TEXT, *STORED, "data.name=latents", f"data.root={folder}", *overrides)
+
+
+def captions_of(spec: RunSpec) -> RunCaptions:
+    found = open_captions(spec, open_dataset(spec.data), CPU)
+    assert found is not None
+    return found
+
+
+def test_condition_is_the_stored_state_and_the_null_is_the_empty_context(imported: Path) -> None:
+    spec = stored_spec(imported)
+    found = captions_of(spec)
+    place = np.array([3, 5, 23])
+    chosen = found.chosen(place, torch.tensor([0.6, 0.9, 0.2]))
+    expected = np.stack([states(3, 1), states(0, 9), states(23, 0)])
+    assert chosen.mask is None and np.array_equal(chosen.features.numpy(), expected)
+    assert np.array_equal(found.first(place).features[0].numpy(), states(3, 0))
+    assert found.with_captions(np.arange(N)).tolist() == [n for n in range(N) if n != 5]
+    null = null_text(spec, open_dataset(spec.data), CPU)
+    assert null is not None and np.array_equal(null.features[0].numpy(), states(0, 9))
+    line = found_in(open_dataset(spec.data)).line()
+    assert "46 captions (states of" in line and "1 samples have none (first: sample 5)" in line
+
+
+def test_state_that_changes_after_the_import_is_refused(coco: Path, imported: Path, tmp_path: Path) -> None:
+    moved = write(tmp_path / "coco", {file.name: file.read_bytes() for file in coco.iterdir()})
+    import_data(moved, tmp_path / "out", "--resolution", "8")
+    assert data_of(tmp_path / "out").fingerprint == data_of(imported).fingerprint
+    np.save(moved / "3_1.npy", states(8, 8))
+    found = captions_of(stored_spec(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"3_1\.npy has other states than when it was imported"):
+        found.chosen(np.array([3]), torch.tensor([0.9]))
+
+
+def test_run_trains_on_stored_states(imported: Path, tmp_path: Path) -> None:
+    vae = save_vae(tmp_path / "vae")
+    spec = stored_spec(imported, f"data.codec=sd-vae:{vae}", "train.steps=6", "data.held_out=0.3")
+    record: Record = trained(spec, tmp_path / "runs")
+    (start,) = (start for start in record.environment if "text" in start)
+    assert (start["text"]["name"], start["text"]["captions"], start["text"]["one_off_flops"]) == (
+        "stored",
+        46,
+        0,
+    )
+    assert record.of("eval")[-1]["metrics"]["loss:held_out"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["text.padding=masked"], "set text.padding=attended"),
+        (["text.length=77"], "text.length = 77, but the stored states have 7 tokens"),
+        (["text.pooled=true"], "text.pooled = True, but text.encoder = stored runs no network"),
+    ],
+)
+def test_setting_that_stored_features_cannot_have_is_one_sentence(
+    imported: Path, tmp_path: Path, overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        trained(stored_spec(imported, *overrides), tmp_path)
+
+
+def test_prompts_and_scores_of_texts_need_an_encoder(imported: Path) -> None:
+    spec = stored_spec(imported)
+    with pytest.raises(UserError, match="cannot be encoded; leave out --prompt"):
+        captions_of(spec).encoder.encode(["a cat"])
+    with pytest.raises(UserError, match="reads the texts of captions"):
+        stored_spec(imported, 'eval.metrics=["fd:local", "clip_score:open_clip:ViT-B-32.openai"]')
+
+
+def test_data_without_stored_features_are_refused() -> None:
+    spec = load_spec("prompts", [*STORED[:3], "text.length=77"])
+    with pytest.raises(UserError, match="needs stored features of captions"):
+        open_captions(spec, open_dataset(spec.data), CPU)
