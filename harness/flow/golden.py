@@ -36,7 +36,7 @@ from harness.backbone.released_weights import load_published, projector_state
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part
 from harness.config import registry
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.files.parse import parse_json
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.path import interpolate
@@ -107,7 +107,7 @@ def verify(path: Path) -> list[Check]:
         raise UserError(f"{path} lacks {error.args[0]!r}, which this kind of golden file needs") from error
     # Whatever the networks raise for tensors and metadata that do not fit each other.
     except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{path} has tensors or metadata that do not fit this kind: {reason}") from error
     return [Check(name, _error(computed.get(name), golden.out[name])) for name in sorted(golden.out)]
 
