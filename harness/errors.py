@@ -37,6 +37,16 @@ class RunStopped(Exception):
     exit_code = 1
 
 
+def first_line(error: object) -> str:
+    """Return the first line of a message, or the type of an exception that has none.
+
+    >>> first_line(ValueError("no number\\nin line 3")), first_line(EOFError())
+    ('no number', 'EOFError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def unknown(kind: str, name: str, known: Iterable[str], *, see: str = "") -> UserError:
     """Return the error for a name that is not registered, with the nearest match.
 

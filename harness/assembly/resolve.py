@@ -107,7 +107,10 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     data_spec = _with_captions(_named_codec(spec.data), spec.text, dataset)
     named = {"data": data_spec, "eval": _addressed(spec.eval)}
     spec = spec.model_copy(update={"method": config, **named})
-    _check(spec, where)
+    undecoded = _undecoded(spec, dataset)
+    if undecoded and "metrics" not in data.get("eval", {}):
+        spec = spec.model_copy(update={"eval": _without_decoding(spec)})
+    _check(spec, where, undecoded)
     return spec
 
 
@@ -126,6 +129,23 @@ def _named_codec(spec: DataSpec) -> DataSpec:
 
 
 # Any: a class of data sets from any package.
+def _undecoded(spec: RunSpec, dataset: Any) -> str:
+    """Return why the latents that a run generates cannot be decoded, empty if they can."""
+    from harness.data.dataset import Capabilities
+
+    able = Capabilities(dataset)
+    return able.undecoded_in(spec.data) if able.undecoded_in else ""
+
+
+def _without_decoding(spec: RunSpec) -> EvalSpec:
+    """Return the evaluation with the metrics that latents have by default if they cannot be decoded."""
+    from harness.evaluation.metric_table import HELD_OUT_LOSS
+
+    measured = spec.data.held_out and not spec.method.needs().summary
+    return spec.eval.model_copy(update={"metrics": (HELD_OUT_LOSS,) if measured else ()})
+
+
+# Any: a class of data sets from any package.
 def _with_captions(spec: DataSpec, text: TextSpec, dataset: Any) -> DataSpec:
     from harness.assembly.data_fields import with_captions
 
@@ -138,12 +158,12 @@ def _addressed(spec: EvalSpec) -> EvalSpec:
     return addressed(spec)
 
 
-def _check(spec: RunSpec, where: str) -> None:
+def _check(spec: RunSpec, where: str, undecoded: str) -> None:
     """Raise `UserError` if fields contradict each other or do not suit the data."""
     from harness.assembly.compatibility import Unsuited, unsuited
     from harness.assembly.condition import check_condition
     from harness.assembly.data_fields import check_fields
-    from harness.evaluation.checks import check_metrics
+    from harness.evaluation.checks import check_metrics, check_undecoded
     from harness.evaluation.metric_table import HELD_OUT_LOSS
 
     _check_float32(spec, where)
@@ -162,6 +182,7 @@ def _check(spec: RunSpec, where: str) -> None:
             f"{where}: train.log_gradients_every = {spec.train.log_gradients_every} does not support "
             "runtime.shard = true, whose gradients no process has in full; set one of them to its default"
         )
+    check_undecoded(spec.eval.metrics, undecoded, where)
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     # Until the data are read, only a share of zero is known to leave no sample.
     unseen = {} if spec.data.held_out else {"held_out": 0}

@@ -105,6 +105,7 @@ def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any)
     from harness.files.progress import announced, progress_bar
     from harness.latents.encode import encode
     from harness.latents.import_plan import Choices, plan_import
+    from harness.latents.import_report import found_lines
     from harness.latents.importing import check_codec
     from harness.runtime.distributed import join
     from harness.runtime.environment import prepare
@@ -116,49 +117,12 @@ def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any)
             job = plan_import(source, Choices(**options), world.device)
             difference = check_codec(job, world.device)
         if world.main:
-            for line in _found(job, difference):
+            for line in found_lines(job, difference):
                 click.echo(line, err=True)
         with progress_bar(len(job.source) if world.main else 0, "samples") as advance:
             manifest = encode(job, out, world, advance)
         if world.main:
             _print_summary(manifest, job, out, as_json)
-
-
-def _found(job: Importing, difference: float | None) -> list[str]:
-    """Return what was found, a line each."""
-    from harness.data.found import Found, class_counts
-
-    source, labels = job.source, job.source.labels
-    counts = class_counts(labels.names, labels.classes, labels.labels) if labels.classes > 1 else ()
-    found = Found(len(source), counts, source.label_source, labels.problem, source.skipped, source.files)
-    held = {"std": "mean and standard deviation", "logvar": "mean and log-variance", "sample": "draws"}
-    flipped = "with mirrored copies" if source.records.copies == 2 else "no mirrored copies"
-    shape = "x".join(map(str, job.shape))
-    stored = f", stored with factor {job.scaling.stored:g}" if job.scaling.stored != 1 else ""
-    spread = job.spread.normalised(job.scaling.of_stored())
-    checked = "" if difference is None else f"; images encode to the stored means within {difference:.1%}"
-    return [
-        found.line(),
-        f"layout {source.kind}: latents {shape} {job.dtype}, {held[job.holds]}, {flipped}",
-        f"codec {job.codec.family or 'none'}{checked}; {_scale(job)} ({job.scaling.source}){stored}; "
-        f"standard deviation {spread.std:.3g} after it",
-        f"images {job.images_at or 'none'}, {job.pixels[-1]}x{job.pixels[-2]} pixels",
-        *source.notes,
-        *(["the mirrored copies equal the originals"] if _copies_equal(job) else []),
-    ]
-
-
-def _copies_equal(job: Importing) -> bool:
-    """Return whether a sample of mirrored copies equals the originals, as some writers fill them in."""
-    sampled = job.sampled
-    return sampled.shape[1] == 2 and bool((sampled[:, 0] == sampled[:, 1]).all())
-
-
-def _scale(job: Importing) -> str:
-    shift, scale = job.scaling.affine
-    if len(scale) > 1:
-        return f"mean and standard deviation of {len(scale)} channels"
-    return f"scale {max(scale):g}, shift {max(shift):g}"
 
 
 # Any: values of a manifest.

@@ -96,7 +96,7 @@ def sample(
     from harness.runtime.environment import prepare
 
     prepare(spec.runtime.threads)
-    dataset = dataset_to_draw(spec)
+    dataset = dataset_to_draw(path, spec)
     check_classes(only, dataset.classes)
     if output.suffix == ".npz" and dataset.modality != "image":
         raise UserError(

@@ -175,6 +175,21 @@ class Capabilities:
         return getattr(self.of, "codec", None)
 
     @property
+    def undecoded(self) -> str:
+        """The reason why latents cannot be decoded, empty if they can and for other samples."""
+        return getattr(self.of, "undecoded", "")
+
+    @property
+    def undecoded_in(self) -> Callable[[DataSpec], str] | None:
+        """A function from a spec to the reason why its latents cannot be decoded, empty if they can."""
+        return getattr(self.of, "undecoded_in", None)
+
+    @property
+    def decoded_by(self) -> Callable[[DataSpec], Dataset]:
+        """A function that returns the same latents, which the codec of another spec decodes."""
+        return self.of.decoded_by
+
+    @property
     def wave(self) -> Callable[[int, int], np.ndarray] | None:
         """A function from index and sampling rate to the waveform, float64 (samples,) in [-1, 1], as long as
         the spectrogram."""

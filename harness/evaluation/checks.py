@@ -74,6 +74,16 @@ def check_metrics(
     return found
 
 
+def check_undecoded(metrics: Iterable[str], undecoded: str, where: str) -> None:
+    """Raise `UserError` if a metric reads decoded samples, which a run does not have for this reason."""
+    for name in metrics:
+        if undecoded and name != HELD_OUT_LOSS:
+            raise UserError(
+                f"{where}: eval.metrics '{name}' reads decoded samples, but {undecoded}, or measure without "
+                f"decoding: --set 'eval.metrics=[\"{HELD_OUT_LOSS}\"]'"
+            )
+
+
 def check_arms(arms: Iterable[EvalSpec], encoders: Iterable[str], where: str) -> None:
     """Check the metrics of a study's arms, each of which resolved to a valid spec.
 

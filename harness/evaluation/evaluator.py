@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
 from harness.encoders.base import Encoder
-from harness.evaluation.checks import check_extractor, check_impartial, check_metrics
+from harness.evaluation.checks import check_extractor, check_impartial, check_metrics, check_undecoded
 from harness.evaluation.conditions import conditions_of
 from harness.evaluation.extractors import open_extractor
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
@@ -73,8 +73,9 @@ class Result:
 
     metrics: dict[str, MetricResult]
     protocol: str
-    grid: np.ndarray
-    """The first samples as a picture, uint8 (H, W) or (H, W, 3), always from the same latents."""
+    grid: np.ndarray | None
+    """The first samples as a picture, uint8 (H, W) or (H, W, 3), always from the same latents; None if they
+    cannot be decoded."""
     errors: dict[str, str] = field(default_factory=dict)
     """Metrics that could not be computed -> the reason."""
     captions: tuple[str, ...] = ()
@@ -86,8 +87,9 @@ class Result:
         return {name: metric.row() for name, metric in self.metrics.items()}
 
     def save_grid(self, path: Path) -> None:
-        """Write the grid as PNG, with the captions in it."""
-        write_atomic(path, png(self.grid, self.captions))
+        """Write the grid as PNG, with the captions in it, if there is one."""
+        if self.grid is not None:
+            write_atomic(path, png(self.grid, self.captions))
 
 
 class Replicate(NamedTuple):
@@ -142,7 +144,8 @@ class Evaluator:
         self.world = world or World(0, 1, device)
         self.shape = x_shape(dataset)
         self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train)
-        self.decode, codec = decoder_of(dataset, device)
+        self.decode, codec, self.undecoded = decoder_of(dataset, device)
+        check_undecoded(spec.metrics, self.undecoded, "spec")
         unseen = np.empty(0, dtype=np.int64) if held_out is None else held_out
         self.held_out_loss = None
         if HELD_OUT_LOSS in spec.metrics:
@@ -219,9 +222,16 @@ class Evaluator:
         Returns None on every rank except 0.
         """
         losses, loss_errors = self._held_out_losses(model)
+        if self.undecoded:
+            return self._unsampled(losses, loss_errors) if self.world.main else None
         replicates = [self._replicate(model, number) for number in range(self.spec.replicates)]
         measured = [replicate for replicate in replicates if replicate is not None]
         return self._result(measured, losses, loss_errors) if measured else None
+
+    def _unsampled(self, losses: Mapping[str, Value], errors: Mapping[str, str]) -> Result:
+        """Return the result for latents that cannot be decoded: no sample is drawn."""
+        metrics = {name: MetricResult.of_value(value) for name, value in losses.items()}
+        return Result(metrics, self.protocol, None, dict(errors))
 
     # Any: JSON
     def described(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
@@ -239,6 +249,7 @@ class Evaluator:
             "protocol": self.about,
             "floor": self.noise_floor,
             "aligned": aligned,
+            **({"samples_skipped": self.undecoded} if self.undecoded else {}),
             **({"reference": self.reference.about()} if self.reference else {}),
         }
 

@@ -142,11 +142,16 @@ def write_fully(file: IO[bytes], content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def complete_lines(content: bytes) -> bytes:
+    """Return the lines of a file without an incomplete last one, which a killed writer leaves."""
+    return content[: content.rfind(b"\n") + 1]
+
+
 def cut_torn_line(file: IO[bytes]) -> bytes:
     """Remove an incomplete last line, which a killed writer leaves, from an open file; return the others."""
     file.seek(0)
     content = file.read()
-    complete = content[: content.rfind(b"\n") + 1]
+    complete = complete_lines(content)
     if complete != content:
         file.truncate(len(complete))
     return complete

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import UserError
-from harness.files.files import lock_file, sync_file, write_fully, writing
+from harness.files.files import complete_lines, cut_torn_line, lock_file, sync_file, write_fully, writing
 from harness.files.parse import parse_json
 
 # Any: rows are JSON objects.
@@ -51,10 +51,7 @@ def open_chain(
     with writing(file), open(file, "a+b") as lines:
         lock_file(lines)
         lines.seek(0)
-        content = lines.read()
-        if drop_torn and (ends := content.rfind(b"\n") + 1) < len(content):
-            lines.truncate(ends)
-            content = content[:ends]
+        content = cut_torn_line(lines) if drop_torn else lines.read()
         yield (chain := Chain(lines, *_checked(file, content, valid, what)))
         if chain.added:
             sync_file(lines)
@@ -65,7 +62,7 @@ def read_chain(file: Path, valid: Callable[[Row], bool], what: str, *, drop_torn
     try:
         content = file.read_bytes()
         if drop_torn:
-            content = content[: content.rfind(b"\n") + 1]
+            content = complete_lines(content)
         return _checked(file, content, valid, what)[0]
     except FileNotFoundError:
         return []

@@ -142,14 +142,17 @@ class Decoder(NamedTuple):
     decode: Callable[[Tensor], Tensor] | None
     about: dict[str, str]
     """Fields of the evaluation protocol that identify the codec."""
+    undecoded: str = ""
+    """The reason why latents cannot be decoded, empty if they can."""
 
 
 def decoder_of(dataset: Dataset, device: torch.device) -> Decoder:
     """Return the decoder from generated latents to the images, videos or log-mel spectrograms that metrics
-    read. Its function is None for data sets without latents."""
-    open_it = Capabilities(dataset).codec
-    if open_it is None:
-        return Decoder(None, {})
+    read. Its function is None for data sets without latents, and for latents without a codec."""
+    able = Capabilities(dataset)
+    open_it = able.codec
+    if open_it is None or able.undecoded:
+        return Decoder(None, {}, able.undecoded)
     codec: Codec = open_it(device)
     about = {"codec": codec.sha256}
     if codec.rate is None:

@@ -7,6 +7,7 @@ randn)). Encoders and metrics read the encoded images, videos or log-mel spectro
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from torch import Tensor
 from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Dataset, Sample
+from harness.data.disk.labels import NONE
 from harness.data.disk.survey import data_path
 from harness.data.log_mel import BANDS
 from harness.data.open import open_dataset
@@ -26,31 +28,40 @@ from harness.data.waveforms import codec_input_shape
 from harness.errors import UserError
 from harness.latents.captions import STATES, TEXTS, CaptionStates, CaptionTexts
 from harness.latents.codec import Affine, Codec, Renormalised, open_codec
+from harness.latents.foreign import is_foreign, moments_folder
 from harness.latents.linked import LinkedRecords
 from harness.latents.moments import as_moments
 from harness.latents.shards import MANIFEST, check, fingerprint, open_shards, read_index, read_manifest
 
-EXPECTED = "a folder written by flowrace data encode or flowrace data import"
+EXPECTED = (
+    "a folder written by flowrace data encode or flowrace data import, or latents in a layout that the "
+    "latter reads"
+)
+NAME_CODEC = "set data.codec, for example --set data.codec=sd-vae:FOLDER"
 
 
 class Latents:
     """Encoded images, videos or sounds: a folder written by flowrace data encode or flowrace data import.
 
-    The moments are memory-mapped files. Moments stored as float16 are converted to float32. Captions are
-    those that were encoded along, or the stored states of U-ViT's folder.
+    Latents of other code are imported into the cache when they are first opened (foreign.py). The moments are
+    memory-mapped files. Moments stored as float16 are converted to float32. Captions are those that were
+    encoded along, or the stored states of U-ViT's folder.
     """
 
     reads = (
         "root", "resolution", "channels", "frames", "classes", "posterior", "codec", "codec_weights",
-        "images",
+        "images", "label_key",
     )  # fmt: skip
     captioned = True
 
     def __init__(self, spec: DataSpec) -> None:
-        folder = data_path(spec, EXPECTED)
+        root = data_path(spec, EXPECTED)
+        folder = moments_folder(root, spec)
         self.manifest = manifest = read_manifest(folder)
         check(folder, manifest)
-        self.shape, self.classes = tuple(manifest["shape"]), manifest["classes"]
+        self.shape = tuple(manifest["shape"])
+        self._labelled = _is_labelled(spec)
+        self.classes = manifest["classes"] if self._labelled else 1
         self.fingerprint, self.modality = fingerprint(manifest), _modality(manifest)
         self.affine = Affine.from_json(manifest["codec"])
         self._spec, self._index, self._shards = spec, read_index(folder), open_shards(folder, manifest)
@@ -59,8 +70,13 @@ class Latents:
         self._linked = (
             LinkedRecords(manifest["linked"], (parts, *self.shape)) if "linked" in manifest else None
         )
-        self.class_names = tuple(manifest.get("class_names", ()))
-        self.label_source = manifest.get("label_source", "")
+        self.class_names, self.label_problem = (), ""
+        self.label_source = f"none: data.label_key = {NONE}"
+        if self._labelled:
+            self.class_names = tuple(manifest.get("class_names", ()))
+            self.label_source = manifest.get("label_source", "")
+            self.label_problem = manifest.get("label_problem", "")
+        self.undecoded = _undecoded(manifest, spec)
         if TEXTS in manifest["files"]:
             self.captions, self.caption_source = CaptionTexts(folder), "encoded with the latents"
         if STATES in manifest["files"]:
@@ -85,6 +101,16 @@ class Latents:
             return _modality(read_manifest(Path(spec.root).expanduser()))
         return registry.load("codec", _family(spec)).modalities[0]
 
+    @staticmethod
+    def undecoded_in(spec: DataSpec) -> str:
+        """Return why generated latents cannot be decoded; empty if they can, or if there is no folder."""
+        root = Path(spec.root).expanduser()
+        if spec.codec or not spec.root:
+            return ""
+        if (root / MANIFEST).is_file():
+            return _undecoded(read_manifest(root), spec)
+        return f"{spec.root} names no codec, which decodes samples; {NAME_CODEC}" if is_foreign(root) else ""
+
     def __len__(self) -> int:
         return self.manifest["samples"]
 
@@ -94,7 +120,7 @@ class Latents:
         return Sample(self.affine.normalised(mean)[0].numpy(), self.label(index))
 
     def label(self, index: int) -> int:
-        return int(self._index.labels[index])
+        return int(self._index.labels[index]) if self._labelled else 0
 
     def key(self, index: int) -> bytes:
         """Return the key of the encoded sample, so that the split is the same."""
@@ -125,9 +151,18 @@ class Latents:
 
     def codec(self, device: torch.device) -> Codec:
         """Open the decoder: `data.codec`, or the codec that encoded the samples."""
+        if self.undecoded:
+            raise UserError(self.undecoded)
         codec = _codec(*_codec_of(self.manifest, self._spec), str(device))
         decode = self.manifest.get("decode")
         return codec if decode is None else Renormalised(codec, Affine.from_json(decode))
+
+    def decoded_by(self, spec: DataSpec) -> Latents:
+        """Return the same latents, which the codec of another spec decodes."""
+        other = copy.copy(self)
+        fields = {"codec": spec.codec, "codec_weights": spec.codec_weights}
+        other._spec, other.undecoded = self._spec.model_copy(update=fields), ""
+        return other
 
     def _moments(self, index: int, copy: int) -> np.ndarray:
         shard, row = divmod(index, self._rows)
@@ -150,7 +185,8 @@ class _Absent:
     def sample(self, index: int) -> Sample:
         raise UserError(
             f"{self._root} was imported without its images, which encoders and metrics of real samples read; "
-            "import again with --images, or measure against a file with eval.reference"
+            "import again with --images, set data.images for latents of other code, or measure against a "
+            "file with eval.reference"
         )
 
     def key(self, index: int) -> bytes:
@@ -187,7 +223,9 @@ def check_codec(spec: DataSpec) -> None:
     """
     folder = Path(spec.root).expanduser()
     if spec.root and (folder / MANIFEST).is_file():
-        name, weights = _codec_of(read_manifest(folder), spec)
+        if _undecoded(manifest := read_manifest(folder), spec):
+            return
+        name, weights = _codec_of(manifest, spec)
     elif spec.codec and spec.codec_weights:
         name, weights = spec.codec, spec.codec_weights
     else:
@@ -198,14 +236,16 @@ def check_codec(spec: DataSpec) -> None:
         check(Path(weights))
 
 
+def _undecoded(manifest: dict[str, Any], spec: DataSpec) -> str:
+    """Return why latents cannot be decoded, empty if they can."""
+    if spec.codec or manifest["codec"]["name"]:
+        return ""
+    return f"{spec.root} was imported without a codec, which decodes samples; {NAME_CODEC}"
+
+
 def _codec_of(manifest: dict[str, Any], spec: DataSpec) -> tuple[str, str]:
     """Return the name of the decoder and the location of its weights."""
     encoder = manifest["codec"]
-    if not spec.codec and not encoder["name"]:
-        raise UserError(
-            f"{spec.root} was imported without a codec, which decodes samples; set data.codec, for example "
-            "--set data.codec=sd-vae:FOLDER, or import again with --codec"
-        )
     name = spec.codec or f"{encoder['name']}@{encoder['sha256'][:8]}"
     return name, spec.codec_weights or encoder["weights"]
 
@@ -213,6 +253,16 @@ def _codec_of(manifest: dict[str, Any], spec: DataSpec) -> tuple[str, str]:
 @lru_cache(maxsize=2)
 def _codec(name: str, weights: str, device: str) -> Codec:
     return open_codec(name, weights, torch.device(device))
+
+
+def _is_labelled(spec: DataSpec) -> bool:
+    """Return whether labels are used. Raises `UserError` for a choice that latents do not have."""
+    if spec.label_key not in ("", NONE):
+        raise UserError(
+            f"data.label_key = {spec.label_key}, but latents have one label per sample; leave it out, or set "
+            f"data.label_key={NONE}"
+        )
+    return spec.label_key != NONE
 
 
 def _family(spec: DataSpec) -> str:
@@ -246,7 +296,7 @@ def _check_declared(spec: DataSpec, manifest: dict[str, Any]) -> None:
     """Raise `UserError` if fields of the spec contradict the manifest."""
     modality, pixels = _modality(manifest), manifest["pixels"]
     declared = (
-        ("classes", spec.classes, manifest["classes"]),
+        ("classes", spec.classes if spec.label_key != NONE else None, manifest["classes"]),
         ("resolution", None if modality == "audio" else spec.resolution, pixels[-2]),
         ("frames", None if modality == "image" else spec.frames, pixels[1]),
     )

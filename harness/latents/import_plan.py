@@ -26,6 +26,7 @@ from harness.latents.layouts.uvit import is_uvit, open_uvit
 from harness.latents.layouts.webdataset import is_webdataset, open_webdataset
 from harness.latents.linked import linkable
 from harness.latents.moments import Spread, spread_of
+from metrics.value import MetricError
 
 FACTORS = (8, 16, 32, 4, 2, 1, 64)
 """Downsampling factors of autoencoders that are tried."""
@@ -89,6 +90,9 @@ def plan_import(root: Path, choices: Choices, device: torch.device) -> Importing
         source = _layout(root, choices.layout).open(root, labelled=choices.labelled)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root}: {error.strerror}") from error
+    except MetricError as error:
+        # Of a listing, for example about a link that leads back.
+        raise UserError(str(error)) from error
     if choices.link:
         linkable(source.records, root)
     codec = _codec(choices.codec, device)

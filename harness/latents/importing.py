@@ -127,6 +127,7 @@ class Importing:
             "classes": self.classes,
             "class_names": list(source.labels.names),
             "label_source": source.label_source,
+            **({"label_problem": problem} if (problem := source.labels.problem) else {}),
             "pixels": list(self.pixels),
             "shape": list(self.shape),
             "copies": source.records.copies,

@@ -27,10 +27,17 @@ class Linkable(Protocol):
     paths: list[Path]
     stored: str
     """The type in the files: float16, float32 or bfloat16."""
+    uncompressed: bool
+    """False if some record is compressed, so that it cannot be mapped."""
 
     def positions(self, start: int, stop: int) -> np.ndarray:
         """Return positions, int64 (stop - start, copies, 2)."""
         ...
+
+
+def can_link(records: object) -> bool:
+    """Return whether records can stay where they are."""
+    return isinstance(records, Linkable) and bool(records.paths) and records.uncompressed
 
 
 def linkable(records: object, where: Path) -> Linkable:

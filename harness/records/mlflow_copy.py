@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.records.mlflow_store import SQLITE, quiet_mlflow, schema_of, schema_state
 
 LEFT_EMPTY = ("artifacts", "models", "traces")
@@ -152,4 +152,4 @@ def _upgrade(file: Path, copy: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.files.names import check_name
 from harness.records.evaluations import conditions_of, read_evaluations
 from harness.records.flatten import flatten, not_finite, points
@@ -158,7 +158,7 @@ def _mirror_or_refuse(client: Any, experiment: str, parent: str, record: Record)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
             raise
-        raise UserError(f"cannot mirror {record.path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot mirror {record.path}: {first_line(error)}") from error
 
 
 def _mirror_run(client: Any, experiment: str, parent: str, record: Record) -> int:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
@@ -72,7 +72,7 @@ def open_store(uri: str | None) -> Iterator[Any]:
             yield MlflowClient(tracking_uri=store)
     # ImportError is raised for a missing database driver.
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(shown(f"cannot mirror into {store}: {reason}")) from error
 
 

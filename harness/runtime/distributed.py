@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.runtime.fsdp import is_sharded
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             # Events, collectives and meshes use the current device.
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"runtime.device = '{name}' cannot be used: {reason} (allowed: auto, cpu, cuda, cuda:N)"
         ) from error

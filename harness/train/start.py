@@ -135,7 +135,7 @@ def open_evaluator(
 ) -> Evaluator:
     """Return the evaluator of a run; raises `UserError` if a network has other weights than at its start."""
     note = progress.note if world.main else ignore
-    return Evaluator(
+    evaluator = Evaluator(
         spec.eval,
         dataset,
         sides.train,
@@ -146,6 +146,9 @@ def open_evaluator(
         check=lambda found: check_same_weights(begun, network_weights(found), note),
         captions=captions,
     )
+    if evaluator.undecoded:
+        note(f"no samples are drawn: {evaluator.undecoded}")
+    return evaluator
 
 
 def describe_start(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.assembly.resolve import load_spec
-from harness.config.spec import EvalSpec, RunSpec
+from harness.config.spec import DataSpec, EvalSpec, RunSpec
+from harness.data.dataset import Capabilities
 from harness.errors import UserError
 from harness.records.record import Record
 
@@ -60,9 +61,10 @@ def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
     if not path.is_dir():
         raise UserError(f"no such run directory: {path}")
     # Reading the spec raises a clear error if this is not a run directory.
-    imported = Record(path).spec.get("start", {}).get("weights")
-    # Imported weights name no codec; the data of a trained run does.
-    codec = ("data.codec",) if imported else ()
+    recorded = Record(path).spec
+    # Imported weights name no codec; the data of a trained run does, or is latents of other code.
+    latent = recorded.get("data", {}).get("name") == "latents" and not recorded["data"].get("codec")
+    codec = ("data.codec",) if recorded.get("start", {}).get("weights") or latent else ()
     for override in overrides:
         if not override.startswith(("eval.", "runtime.", "data.root", *codec)):
             raise UserError(
@@ -109,9 +111,11 @@ def drawing_of_run(
     from harness.latents.codec import decoder_of
     from metrics.files.hashing import file_sha256
 
-    dataset = dataset_to_draw(spec)
+    dataset = dataset_to_draw(path, spec)
     check_classes(classes, dataset.classes)
-    decode, codec = decoder_of(dataset, device)
+    decode, codec, undecoded = decoder_of(dataset, device)
+    if undecoded:
+        raise UserError(f"samples are images, but {undecoded}")
     file = checkpoint_of_run(path, step)
     drawn = spec.eval.model_copy(update={"samples": count})
     conditions = _conditions(spec, drawn, dataset, classes, prompts, device)
@@ -152,19 +156,33 @@ def _conditions(
     return conditions_of(drawn, dataset.classes, captions, sides.held_out, sides.train)
 
 
-def dataset_to_draw(spec: RunSpec) -> Dataset:
+def dataset_to_draw(path: Path, spec: RunSpec) -> Dataset:
     """Return the data set of a run, or shape, classes and codec alone for imported weights without data."""
-    from harness.data.open import open_dataset
     from harness.latents.dataset import decodable
 
     without_data = bool(spec.start.weights) and spec.data.name == "latents" and not spec.data.root
-    return decodable(spec.data) if without_data else open_dataset(spec.data)
+    return decodable(spec.data) if without_data else dataset_of_run(path, spec.data)
+
+
+def dataset_of_run(path: Path, data: DataSpec) -> Dataset:
+    """Return the data set that a run is trained on; a codec that it was trained without only decodes."""
+    from harness.data.open import open_dataset
+
+    trained = Record(path).spec.get("data", {})
+    if not data.codec or trained.get("codec") or not trained.get("fingerprint"):
+        return open_dataset(data)
+    dataset = open_dataset(data.model_copy(update={"codec": "", "codec_weights": ""}))
+    if not Capabilities(dataset).undecoded:
+        raise UserError(
+            f"data.codec = '{data.codec}', but {data.root} names the codec of its latents; leave it out"
+        )
+    return Capabilities(dataset).decoded_by(data)
 
 
 def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Path, Result]:
     """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is not
     changed."""
-    from harness.data.open import open_dataset, split
+    from harness.data.open import split
     from harness.evaluation.evaluator import Evaluator
     from harness.evaluation.metric_table import HELD_OUT_LOSS
     from harness.runtime.environment import prepare
@@ -172,7 +190,7 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
 
     prepare(spec.runtime.threads)
     file, model, device = model_of_run(path, spec, step)
-    dataset = open_dataset(spec.data)
+    dataset = dataset_of_run(path, spec.data)
     sides, captions = split(dataset, spec.data.held_out), open_captions(spec, dataset, device)
     # Without held-out samples no noise floors are measured, which nothing reads here.
     unread = captions is None and HELD_OUT_LOSS not in spec.eval.metrics
@@ -186,12 +204,11 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
 
 def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Backbone, torch.device]:
     """Return the checkpoint file of a step (None: the newest), its EMA network and the device."""
-    from harness.data.open import open_dataset
     from harness.runtime.distributed import pick_device
 
     file = checkpoint_of_run(path, step)
     device = pick_device(spec.runtime.device)
-    return file, load_ema(file, spec, open_dataset(spec.data), device), device
+    return file, load_ema(file, spec, dataset_of_run(path, spec.data), device), device
 
 
 def load_ema(file: Path, spec: RunSpec, dataset: Dataset, device: torch.device) -> Backbone:

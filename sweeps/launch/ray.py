@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from sweeps.launch.base import Event, Finished, Job, Resources, Started
 from sweeps.launch.handoff import Handoff, append_error
 from sweeps.launch.retries import CANCEL, RETRIES, RETRY
@@ -209,7 +209,7 @@ def _connect(address: str | None) -> Any:
             address or "local", include_dashboard=dashboard, log_to_driver=False, configure_logging=False
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {reason}") from error
     return ray
 

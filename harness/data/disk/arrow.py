@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from harness.config.spec import DataSpec
 from harness.data.disk.packed import check_names, train_split
-from harness.data.disk.parquet import ParquetImages, Rows, arrow_stream, rows_of_files
+from harness.data.disk.parquet import DAMAGED, ParquetImages, Rows, arrow_stream, rows_of_files
 from harness.data.disk.survey import data_path
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.files.files import read_text
 from harness.files.parse import parse_json
 from metrics.files.listing import Skipped
@@ -80,9 +78,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(read_text(file, "JSON"))
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} is not JSON: {str(error).splitlines()[0]}; save the data set again"
-        ) from error
+        raise UserError(f"{file} is not JSON: {first_line(error)}; save the data set again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is no JSON object; save the data set again")
     return content
@@ -92,8 +88,8 @@ def _refuse_pickled(file: Path) -> None:
     """Raise `UserError` if a column has an extension type that is pickled."""
     try:
         schema = arrow_stream(file).schema
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except DAMAGED as error:
+        reason = first_line(error)
         raise UserError(f"{file} is not a readable Arrow file: {reason}; expected {EXPECTED}") from error
     for field in schema:
         if (field.metadata or {}).get(b"ARROW:extension:name") == PICKLED:

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
-from harness.data.disk.media import Clips, Memory, media_index
+from harness.data.disk.media import Clips, Memory, media_index, unusable
 from harness.data.disk.sounds import at_rate, recording, waveform
 from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.disk.videos import frames_of, survey_frames
@@ -20,6 +20,7 @@ from harness.errors import UserError
 from metrics.files.containers import container, sounds_of
 from metrics.files.media import VIDEO, Encoded
 from metrics.files.videos import MISSING
+from metrics.value import MetricError
 
 SECONDS = SAMPLES_PER_FRAME / RATE
 """Duration of one frame of a clip: 64 ms."""
@@ -157,9 +158,14 @@ def _clip_frames(seconds: float) -> int:
 def _sounding(file: Encoded) -> tuple[float, float, float]:
     """Return the begin and the end of the sound by its timestamps, and the duration that the container
     declares, in seconds."""
-    with container(file, VIDEO) as opened:
-        declared = (opened.duration or 0) / 1e6
-        frames = [(frame.time, frame.samples / frame.sample_rate) for frame in sounds_of(opened, file)]
+    try:
+        with container(file, VIDEO) as opened:
+            declared = (opened.duration or 0) / 1e6
+            frames = [(frame.time, frame.samples / frame.sample_rate) for frame in sounds_of(opened, file)]
+    except MetricError as error:
+        raise unusable(error) from error
+    if not frames:
+        raise UserError(f"{file.name} has an audio stream without sound; replace or remove it")
     if any(time is None for time, _ in frames):
         raise UserError(f"{file.name} has no timestamps for its sound; convert it to MP4")
     return frames[0][0], frames[-1][0] + frames[-1][1], declared

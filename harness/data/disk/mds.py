@@ -33,7 +33,7 @@ from harness.data.disk.packed import (
 from harness.data.disk.pixels import LARGEST
 from harness.data.disk.survey import Encoded, survey_files
 from harness.data.disk.webdataset import as_column, whole
-from harness.errors import UserError, unknown
+from harness.errors import UserError, first_line, unknown
 from harness.files.files import read_text
 from harness.files.parse import parse_json
 from metrics.files.listing import Skipped
@@ -168,7 +168,7 @@ def read_index(root: Path) -> list[Shard]:
         if index["version"] != VERSION:
             raise ValueError(f"version {index['version']}, expected {VERSION}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{file} is not an index of MDS shards: {reason}; replace it") from error
     if not shards:
         raise UserError(f"{file} lists no shards; expected {MdsImages.expected}")
@@ -301,8 +301,8 @@ def _png(content: bytes, where: str) -> bytes:
     row = (width + 7) // 8 if mode == "1" else width * BANDS.get(mode, 0)
     if not width * height or mode not in BANDS or len(content) - start != row * height:
         raise UserError(f"{where} is no raw picture: {width}x{height} '{mode[:8]}'; replace the shard")
-    if width * height > 2 * LARGEST:
-        raise UserError(f"{where} has more than {2 * LARGEST:,} pixels; scale it down or remove it")
+    if width * height > LARGEST:
+        raise UserError(f"{where} has more than {LARGEST:,} pixels; scale it down or remove it")
     image, buffer = Image.frombytes(mode, (width, height), content[start:]), io.BytesIO()
     # PNG has no such colours.
     (image.convert("RGB") if mode == "CMYK" else image).save(buffer, "PNG")

@@ -158,6 +158,12 @@ class _Files(Sequence[Encoded]):
         return Encoded(read, str(path))
 
 
+def unusable(error: MetricError) -> UserError:
+    """Return the error about a file that cannot be used, with what to do if the reader does not state it."""
+    text = str(error)
+    return UserError(text if ";" in text else f"{text}; replace or remove it")
+
+
 def holds_parquet(root: Path) -> bool:
     """Return whether a path is a parquet file of samples, or a folder with one."""
     try:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 
 LARGEST = 2**28
 """Bytes of the largest array of one sample that is read."""
@@ -137,8 +137,9 @@ def read_npz(path: Path, names: tuple[str, ...], limit: int) -> dict[str, np.nda
 
 def damaged(where: str, kind: str, reason: object) -> UserError:
     """Return the error for a damaged file; `reason` is an exception or a text."""
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    return UserError(f"{where} is not {kind} that can be read: {lines[0][:200]}; replace or remove it")
+    return UserError(
+        f"{where} is not {kind} that can be read: {first_line(reason)[:200]}; replace or remove it"
+    )
 
 
 # Any: a function of numpy.lib.format.

@@ -103,10 +103,11 @@ class PackedImages:
         ]
 
 
-def read_span(path: Path, start: int, size: int, where: str) -> bytes:
-    """Return `size` bytes of a file. Raises `UserError` if it ends before, or cannot be read."""
-    if size > LARGEST_IMAGE:
-        raise UserError(f"{where} has {size:,} bytes, but at most {LARGEST_IMAGE:,} are read; remove it")
+def read_span(path: Path, start: int, size: int, where: str, limit: int = LARGEST_IMAGE) -> bytes:
+    """Return `size` bytes of a file. Raises `UserError` if it ends before, cannot be read, or has more bytes
+    than `limit`."""
+    if size > limit:
+        raise UserError(f"{where} has {size:,} bytes, but at most {limit:,} are read; remove it")
     try:
         with open(path, "rb") as file:
             file.seek(start)

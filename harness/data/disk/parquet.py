@@ -23,7 +23,7 @@ from harness.data.disk.labels import NONE, Labels, label_column, most_classes, u
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey_files
 from harness.data.stored import stored_images
-from harness.errors import UserError, unknown
+from harness.errors import UserError, first_line, unknown
 from metrics.files.listing import Skipped
 from metrics.files.parquet_files import bounded_table, parquet_files, schema_of
 from metrics.value import MetricError
@@ -32,6 +32,8 @@ EXPECTED = (
     "a .parquet file, or a folder of them, with a column of images, videos or recordings "
     "(struct<bytes, path>) and one of labels"
 )
+DAMAGED = (pa.ArrowException, OSError, ValueError, KeyError)
+"""Exceptions of pyarrow for damaged Arrow files; names that are not UTF-8 are a ValueError."""
 
 
 class ParquetImages:
@@ -281,8 +283,8 @@ def _schema(file: Path) -> pa.Schema:
         return arrow_stream(file).schema if _is_arrow(file) else schema_of(file)
     except MetricError as error:
         raise UserError(f"{error}; expected {EXPECTED}") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except DAMAGED as error:
+        reason = first_line(error)
         raise UserError(f"{file} is not a readable arrow file: {reason}; expected {EXPECTED}") from error
 
 
@@ -297,8 +299,8 @@ def _columns_of(file: Path, columns: list[str]) -> pa.Table:
         return _table(file, columns)
     except MetricError as error:
         raise UserError(f"{error}; replace it") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGED as error:
+        reason = first_line(error)
         raise UserError(f"{file} is a damaged arrow file: {reason}; replace it") from error
 
 

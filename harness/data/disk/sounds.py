@@ -7,7 +7,7 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
-from harness.data.disk.media import Clips, Memory, media_index
+from harness.data.disk.media import Clips, Memory, media_index, unusable
 from harness.data.generated.moving_digits import clip_length
 from harness.data.generated.tones import FRAMES
 from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
@@ -88,7 +88,7 @@ def recording(file: Encoded) -> Recording:
     try:
         found = decoded(file)
     except MetricError as error:
-        raise _unusable(error) from error
+        raise unusable(error) from error
     if found.silent:
         raise UserError(f"{file.name} is silent: all its samples are equal; replace or remove it")
     return found
@@ -99,9 +99,4 @@ def at_rate(found: Recording, rate: int) -> np.ndarray:
     try:
         return resampled(found, rate).samples
     except MetricError as error:
-        raise _unusable(error) from error
-
-
-def _unusable(error: MetricError) -> UserError:
-    text = str(error)
-    return UserError(text if ";" in text else f"{text}; replace or remove it")
+        raise unusable(error) from error

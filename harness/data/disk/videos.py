@@ -9,7 +9,7 @@ from PIL import Image
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
-from harness.data.disk.media import Clips, Memory, media_index
+from harness.data.disk.media import Clips, Memory, media_index, unusable
 from harness.data.disk.pixels import fit
 from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.generated.moving_digits import FRAMES, clip_length
@@ -121,8 +121,7 @@ def survey_frames(file: Encoded) -> Inspected:
     try:
         found = inspected(file)
     except MetricError as error:
-        text = str(error)
-        raise UserError(text if ";" in text else f"{text}; replace or remove it") from error
+        raise unusable(error) from error
     width, height = found.size
     if min(width, height) < LEAST_SIDE:
         raise UserError(

@@ -30,10 +30,11 @@ from harness.data.disk.packed import (
     train_split,
 )
 from harness.data.disk.survey import Encoded, survey_files
-from harness.errors import UserError, unknown
+from harness.errors import UserError, first_line, unknown
 from harness.files.parse import parse_json
 from metrics.files.listing import Skipped, walk
 from metrics.files.media import IMAGE
+from metrics.value import MetricError
 
 MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 """Key and ending of a member: the name is cut at the first dot after the last slash."""
@@ -216,7 +217,10 @@ def tar_files(path: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
     """Return the tar files of a path in order, or those of `train` if their names contain several splits."""
     if not path.is_dir():
         return [path], ()
-    names = sorted(name for name in walk(path) if name.lower().endswith(".tar"))
+    try:
+        names = sorted(name for name in walk(path) if name.lower().endswith(".tar"))
+    except MetricError as error:
+        raise UserError(f"data.root = {error}") from error
     if not names:
         raise UserError(f"data.root = {path} holds no .tar files; expected {TarImages.expected}")
     splits = {name: match[1] if (match := SPLIT.search(name)) else "" for name in names}
@@ -253,7 +257,7 @@ def members(file: Path) -> Iterator[tarfile.TarInfo]:
             end = archive.offset
         _check_end(file, end)
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{file} is not a tar file that can be read: {reason}; replace it, or decompress it if it is "
             "compressed"
@@ -338,7 +342,7 @@ def _json(file: Path, group: _Group) -> dict[str, Any]:
     try:
         fields = parse_json(_text(file, group, JSON, JSON_BYTES))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: {group.key}.{JSON} is not JSON: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file}: {group.key}.{JSON} is not JSON: {first_line(error)}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{file}: {group.key}.{JSON} is no JSON object; replace it")
     return fields

@@ -21,6 +21,7 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, and the lengths of name and extra field, before the content of a member (APPNOTE 4.3.7)."""
 SIGNATURE, ENCRYPTED = b"PK\x03\x04", 1
 TABLE_BYTES = 2**30
+"""Bytes of the largest dataset.json that is read."""
 
 
 class ZippedImages(PackedImages):
@@ -55,7 +56,7 @@ def read_member(path: Path, entry: zipfile.ZipInfo, limit: int = LARGEST_IMAGE) 
         raise UserError(f"{where} has {entry.file_size:,} bytes, but at most {limit:,} are read; remove it")
     if entry.flag_bits & ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{where} is encrypted or compressed in another way than deflate; store it again")
-    content = read_span(path, content_begin(path, entry), entry.compress_size, where)
+    content = read_span(path, content_begin(path, entry), entry.compress_size, where, limit)
     if entry.compress_type == zipfile.ZIP_DEFLATED:
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, entry.file_size + 1)
@@ -110,10 +111,8 @@ def _labelled(
             f"data.label_key = {spec.label_key}, but a zip file has labels in {EDM}; leave it out"
         )
     if EDM in entries:
-        if entries[EDM].file_size > TABLE_BYTES:
-            raise UserError(f"{path}: {EDM} has more than {TABLE_BYTES:,} bytes; replace it")
         file = path / EDM
-        table = edm_table(file, decode_text(file, read_member(path, entries[EDM]), "JSON"))
+        table = edm_table(file, decode_text(file, read_member(path, entries[EDM], TABLE_BYTES), "JSON"))
         if table is not None and not table.labels:
             return names, unlabelled(len(names)), table.source
         if table is not None:

@@ -97,6 +97,8 @@ def _check_size(file: Path) -> None:
 class _Shards:
     """The records of several files, memory-mapped; one file is open at a time."""
 
+    uncompressed = True
+
     def __init__(self, files: list[Path]) -> None:
         self.files, self._open = files, (-1, None)
         forms = [self._form(number) for number in range(len(files))]

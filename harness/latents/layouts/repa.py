@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +29,17 @@ from harness.data.disk.npy import (
 )
 from harness.data.disk.packed import check_names
 from harness.data.disk.tables import EDM, Table, edm_table, in_table_order, labels_of
-from harness.data.disk.zipped import content_begin, read_member
+from harness.data.disk.zipped import TABLE_BYTES, content_begin, read_member
 from harness.errors import UserError
 from harness.files.files import decode_text, read_text
 from harness.latents.layouts.source import LatentSource, identity_of
-from metrics.files.listing import Skipped, is_clutter, list_folder
+from metrics.files.listing import Skipped, is_clutter, list_folder, walk
 from metrics.value import MetricError
 
 IMAGES = "images"
+LOOKED_AT = 5000
+"""Number of files next to a dataset.json that are looked at to recognise latents."""
 FEATURES = re.compile(r"vae-[\w.-]+")
-TABLE_BYTES = 2**30
-"""Largest dataset.json in a zip file."""
 EXPECTED = (
     "REPA's layout: images/ and vae-sd/ (or images.zip and vae-sd.zip) with .npy files and dataset.json"
 )
@@ -57,16 +58,37 @@ class _Container:
     skipped: tuple[Skipped, ...]
     begin: Callable[[str], int] | None = None
     """Returns the position of a member in the zip file."""
+    uncompressed: bool = True
 
     def where(self, name: str) -> str:
         return str(self.root / name)
 
 
 def is_repa(root: Path) -> bool:
-    """Return whether a path looks like REPA's layout, or is the folder of its latents."""
+    """Return whether a path looks like REPA's layout, or holds its latents."""
     if root.is_file():
-        return root.suffix.lower() == ".zip"
-    return bool(_features(root)) or (root / EDM).is_file() or bool(FEATURES.fullmatch(root.name))
+        return root.suffix.lower() == ".zip" and (_is_named(root) or _zip_holds_arrays(root))
+    if _features(root) or _is_named(root):
+        return True
+    return (root / EDM).is_file() and any(_is_array(name) for name in islice(walk(root), LOOKED_AT))
+
+
+def _is_named(path: Path) -> bool:
+    """Return whether a path has the name of a set of latents, for example vae-sd.zip."""
+    return bool(FEATURES.fullmatch(path.stem if path.is_file() else path.name))
+
+
+def _zip_holds_arrays(path: Path) -> bool:
+    """Return whether a zip file holds .npy files, or is damaged, which opening it reports."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(map(_is_array, archive.namelist()))
+    except DAMAGED_ZIP:
+        return True
+
+
+def _is_array(name: str) -> bool:
+    return name.lower().endswith(".npy")
 
 
 def open_repa(root: Path, *, labelled: bool) -> LatentSource:
@@ -94,6 +116,7 @@ class _NpyRecords:
         self._form = Form(first.shape, first.dtype)
         self.shape, self.dtype = self._form
         self.paths, self.stored = [held.root] if held.begin else [], self.dtype.name
+        self.uncompressed = held.uncompressed
 
     def positions(self, start: int, stop: int) -> np.ndarray:
         """Return file and first byte of each record, int64 (stop - start, 1, 2)."""
@@ -180,7 +203,7 @@ def _in_zip(path: Path) -> _Container:
     except DAMAGED_ZIP as error:
         raise damaged(str(path), "a zip file", error) from error
     check_names(names, path)
-    arrays = [name for name in names if name.lower().endswith(".npy")]
+    arrays = filter(_is_array, names)
     kept = sorted(name for name in arrays if not any(map(is_clutter, name.split("/"))))
 
     def read(name: str, limit: int) -> bytes:
@@ -197,4 +220,5 @@ def _in_zip(path: Path) -> _Container:
     others = sorted(set(names) - set(kept) - {EDM})
     skipped = (Skipped("other files", len(others), others[0]),) if others else ()
     sizes = [entries[name].file_size for name in kept]
-    return _Container(path, kept, sizes, read, table, skipped, begin)
+    plain = all(entries[name].compress_type == zipfile.ZIP_STORED for name in kept)
+    return _Container(path, kept, sizes, read, table, skipped, begin, plain)

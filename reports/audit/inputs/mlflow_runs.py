@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from harness.errors import UserError, unknown
+from harness.errors import UserError, first_line, unknown
 from harness.files.parse import parse_json
 from harness.records.early_end import EarlyEnd, parse_early_end
 from harness.records.mlflow_copy import copied_database, copied_file_store
@@ -94,8 +94,7 @@ def open_for_reading(uri: str) -> Iterator[Any]:
         with _client(uri) if not uri.startswith("http") else nullcontext(MlflowClient(uri)) as client:
             yield client
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(shown(f"cannot read {uri}: {reason}")) from error
+        raise UserError(shown(f"cannot read {uri}: {first_line(error)}")) from error
 
 
 def _client(uri: str) -> AbstractContextManager[Any]:
