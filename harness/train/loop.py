@@ -32,6 +32,7 @@ from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
 from harness.text.captions import open_captions
 from harness.train.extension import Goal, goal_of
+from harness.train.fallback import note_missing, set_aside
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
 from harness.train.later_evaluations import measure_missing, missing_evaluations
 from harness.train.objective import Objective, with_encoder_features
@@ -122,7 +123,13 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
     encoders = {encoder.name: encoder.sha256 for encoder in run.encoders}
     text = text_weights(captions.about() if captions else None)
     check_same_weights(begun, encoder_weights(encoders) | text, note)
-    restore_run(run, path / CHECKPOINTS)
+    damaged = restore_run(run, path / CHECKPOINTS)
+    if damaged:
+        # Every rank has passed over them before they are renamed.
+        world.wait()
+    if record is not None:
+        set_aside(damaged, progress.note)
+        note_missing(begun, damaged, run.step, progress.note)
     run.meter.restore(Record(path).seconds_at(run.step))
     evaluator = open_evaluator(spec, dataset, sides, world, begun, progress, captions)
     if record is not None:
