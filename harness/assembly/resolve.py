@@ -48,12 +48,12 @@ def load_table(source: str) -> dict[str, Any]:
     """
     path = Path(source)
     # A folder without a spec does not hide a preset of its name.
-    if is_run(path):
-        check_spec(path)
     if is_run(path) or (path.is_dir() and source not in PRESETS.names()):
         path = path / SPEC
     if path.suffix == ".toml" or path.is_file():
         data = read_toml(path)
+        if is_run(Path(source)):
+            check_spec(Path(source))
     elif source in PRESETS.names():
         data = PRESETS.table(source)
     else:

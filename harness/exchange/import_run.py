@@ -99,7 +99,6 @@ def write_run(imported: Imported, out: Path, step: int | None = None, overrides:
         record.begin(about, after_step=step, keep=lambda event: event["kind"] != "import")
         images = step * spec.train.batch_size
         record.append({"kind": "import", "step": step, "images": images, "flops": 0, "seconds": {}})
-        record.seal()
         # Last, because a folder with a spec is a run.
         record.write_spec(spec.to_toml())
     return path

@@ -14,8 +14,10 @@ harness/train/state.py collects and restores them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +32,10 @@ from harness.files.files import replacing
 from harness.records.checkpoint_files import HEADER, checkpoints, header_of
 
 FORMAT = "flowrace-1"
+
+
+class DamagedCheckpoint(UserError):
+    """A file that cannot be read, or whose content does not match its checksum."""
 
 
 class Checkpoint(NamedTuple):
@@ -56,28 +62,32 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> 
             # A single key, because safetensors writes several keys in random order.
             save_file(tensors, temporary, metadata={HEADER: header})
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write the checkpoint {path}: {error}; free disk space, then rerun the same command"
-        ) from error
+        # safetensors raises errors of its own, which only name the reason.
+        full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+        remedy = "free disk space, then rerun the same command" if full else "the same command continues"
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write the checkpoint {path}: {reason}; {remedy}") from error
 
 
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
-    Raises `UserError` if it is damaged, or if the file is not a checkpoint.
+    Raises `DamagedCheckpoint` if it is damaged, and `UserError` if the file is not a checkpoint.
     """
     try:
         with safe_open(path, "pt") as file:
             meta = header_of(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({error}); {_remedy(path)}") from error
+        raise DamagedCheckpoint(f"{path} is not a readable checkpoint ({error}); {_remedy(path)}") from error
     if meta.get("format") != FORMAT:
         raise UserError(
             f"{path} is a safetensors file but no flowrace checkpoint (its header lacks format = {FORMAT})"
         )
     if meta.get("sha256") != digest(tensors):
-        raise UserError(f"{path} is damaged: its content does not match its checksum; {_remedy(path)}")
+        raise DamagedCheckpoint(
+            f"{path} is damaged: its content does not match its checksum; {_remedy(path)}"
+        )
     return Checkpoint(tensors, meta)
 
 

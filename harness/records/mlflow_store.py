@@ -72,8 +72,18 @@ def open_store(uri: str | None) -> Iterator[Any]:
             yield MlflowClient(tracking_uri=store)
     # ImportError is raised for a missing database driver.
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        reason = first_line(error)
-        raise UserError(shown(f"cannot mirror into {store}: {reason}")) from error
+        raise UserError(shown(f"cannot mirror into {store}: {_reason(error)}")) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a store failed: what the database says, if it is the cause, else what MLflow says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # SQLAlchemy keeps the database's own error; MLflow may begin with advice about SQLAlchemy.
+        if text := str(getattr(cause, "orig", None) or "").strip():
+            return text.splitlines()[0]
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error)
 
 
 def quiet_mlflow() -> None:

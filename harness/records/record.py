@@ -430,13 +430,14 @@ class RecordWriter:
         if spec or events do not fit the record's chain.
         """
         file = self.path / EVENTS
+        known = read_events(file)
         before = file.read_bytes() if file.exists() else b""
         check_spec(self.path)
         check_events(file, before, read_links(self.path), after_step)
         for name in (DONE, FAILED):
             (self.path / name).unlink(missing_ok=True)
         starts = _read_json(self.path / "environment.json") or []
-        kept = [event for event in read_events(file) if event["step"] <= after_step]
+        kept = [event for event in known if event["step"] <= after_step]
         for event in kept:
             if event["kind"] == "eval" and not keep(event):
                 known = Record(self.path).protocols
@@ -459,7 +460,7 @@ class RecordWriter:
         lines = b"".join(_dump(event) + b"\n" for event in events)
         write_fully(self._events, lines)
         if self._chain is not None and events:
-            self._chain.covered.add(lines, events[-1]["step"])
+            self._chain.add(lines, events[-1]["step"])
 
     def seal(self) -> None:
         """Append a link with the hash of all events so far to the record's chain."""

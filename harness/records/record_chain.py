@@ -63,23 +63,29 @@ class ChainWriter:
         # Unbuffered, so that a killed process loses no link, and a failed write leaves none for later.
         self._file = open(run / CHAIN, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._chain = Chain(self._file, [], last)
-        self.covered = Covered()
+        # None until `begin`, because events that were not read are not known.
+        self._covered: Covered | None = None
 
     def begin(self, old: bytes, new: bytes, spec: str) -> None:
         """Append the link that allows `new` events to replace `old` ones: it covers what they share.
 
         `spec` is the hash of spec.toml, empty without one.
         """
-        self.covered = covering(_shared(old, new))
         last = self.links[-1] if self.links else None
         # The spec that was announced may not have been written.
         known = last is not None and last.get("spec_before") != spec
-        self._append(self.covered, last["spec"] if last is not None and known else spec)
-        self.covered = covering(new)
+        self._append(covering(_shared(old, new)), last["spec"] if last is not None and known else spec)
+        self._covered = covering(new)
+
+    def add(self, content: bytes, step: int) -> None:
+        """Add events that were appended to the record, of which the last has this step."""
+        if self._covered is not None:
+            self._covered.add(content, step)
 
     def seal(self, *, end: bool = False) -> None:
         """Append a link that covers all events so far; with `end`, the run is done."""
-        self._append(self.covered, self.links[-1]["spec"], **({"end": True} if end else {}))
+        if self._covered is not None:
+            self._append(self._covered, self.links[-1]["spec"], **({"end": True} if end else {}))
 
     def announce_spec(self, new: str, before: str) -> None:
         """Append a link with the hash of a spec that will be written next. Until `confirm_spec`, both fit."""
@@ -95,7 +101,8 @@ class ChainWriter:
     def _of_spec(self, spec: Mapping[str, str]) -> None:
         last = self.links[-1] if self.links else NOTHING
         end = {"end": True} if last.get("end") else {}
-        self.links.append(self._chain.append({**{name: last[name] for name in NOTHING}, **end, **spec}))
+        events = self._covered.link() if self._covered is not None else {name: last[name] for name in NOTHING}
+        self.links.append(self._chain.append({**events, **end, **spec}))
 
     def _append(self, covered: Covered, spec: str, **end: bool) -> None:
         self.links.append(self._chain.append({**covered.link(), "spec": spec, **end}))

@@ -67,7 +67,7 @@ def goal_of(path: Path, spec: RunSpec, rule: EndRule | None = None) -> Goal:
 
     A finished run that is asked for fewer steps keeps its length, and one that is past the requested steps
     ends at its newest checkpoint. A run that ended early is finished if `rule` ends it too, within the same
-    budget. Raises `UserError` for a longer run without the checkpoint of its end.
+    budget. Raises `UserError` for a longer run without any checkpoint.
     """
     record = Record(path)
     files = checkpoints(path / CHECKPOINTS)
@@ -84,10 +84,11 @@ def goal_of(path: Path, spec: RunSpec, rule: EndRule | None = None) -> Goal:
     ended = early is None or (spec.train.steps <= recorded and ends_by(record, rule))
     done = (path / DONE).exists() and ended
     steps = max(spec.train.steps, recorded if done else reached)
-    if done and spec.train.steps > recorded > reached:
+    if done and spec.train.steps > recorded > reached == 0:
         raise UserError(
             f"{path} cannot continue from step {recorded} to {spec.train.steps}: its checkpoint of step "
-            f"{recorded} was deleted. Restore it, or train from the start with another --out"
+            f"{recorded} was deleted, and there is none before it. Restore it, or train from the start with "
+            "another --out"
         )
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": steps})})
     ends = frozenset({recorded, *(start["steps"] for start in record.environment if "steps" in start)})

@@ -36,6 +36,7 @@ from harness.runtime.fsdp import full_tensor
 from harness.text.captions import Note, open_captions
 from harness.train.early_end import EndWatch, check_rule
 from harness.train.extension import Goal, goal_of
+from harness.train.fallback import note_missing, set_aside
 from harness.train.gradient_log import GradientLog
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
 from harness.train.later_evaluations import measure_missing, missing_evaluations
@@ -141,7 +142,13 @@ def _train(
     encoders = {encoder.name: encoder.sha256 for encoder in run.encoders}
     text = text_weights(captions.about() if captions else None)
     check_same_weights(begun, encoder_weights(encoders) | text, note)
-    restore_run(run, path / CHECKPOINTS)
+    damaged = restore_run(run, path / CHECKPOINTS)
+    if damaged:
+        # Every rank has passed over them before they are renamed.
+        world.wait()
+    if record is not None:
+        set_aside(damaged, progress.note)
+        note_missing(begun, damaged, run.step, progress.note)
     run.meter.restore(Record(path).seconds_at(run.step))
     evaluator = open_evaluator(spec, dataset, sides, world, begun, progress, captions)
     if record is not None:

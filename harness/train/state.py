@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,32 +160,46 @@ def keep_ema(run: Run, folder: Path, *, writes: bool = True) -> None:
         checkpoint.save(checkpoint_files.path_of(folder, run.step), tensors, meta)
 
 
-def restore_run(run: Run, folder: Path) -> None:
+def restore_run(run: Run, folder: Path) -> list[Path]:
     """Load the newest checkpoint of a folder into a run; without one, the run stays at its start.
 
-    Raises `UserError` for a checkpoint that is damaged or belongs to another run.
+    A damaged checkpoint is passed over for the one before it; those that were passed over are returned.
+    Raises `UserError` for a checkpoint that belongs to another run, and if all are damaged.
     """
     files = checkpoint_files.checkpoints(folder)
     if not files:
         if run.spec.start.weights:
             _load_start(run, folder.parent)
-        return
-    saved = checkpoint.load(files[-1])
+        return []
+    file, saved = _newest_intact(files)
     if saved.meta.get("run") != run.id:
-        raise UserError(f"{files[-1]} belongs to run {saved.meta.get('run')}, not to {run.id}")
+        raise UserError(f"{file} belongs to run {saved.meta.get('run')}, not to {run.id}")
     step = str(saved.meta.get("step"))
     if not re.fullmatch("[0-9]{1,18}", step):
-        raise UserError(f"{files[-1]} has no step in its header; delete it")
+        raise UserError(f"{file} has no step in its header; delete it")
     for name, module in {"model": run.model, "ema": run.ema, "method": run.method}.items():
-        _load(module, saved.part(name), files[-1])
+        _load(module, saved.part(name), file)
     states = saved.part("optimizer")
     for name, parameter in run.learned.items():
-        state = _optimizer_state(states, name, parameter, files[-1])
+        state = _optimizer_state(states, name, parameter, file)
         run.optimizer.state[parameter] = {
             kind: shard_like(value, parameter) if value.ndim else value.to(parameter.device)
             for kind, value in state.items()
         }
     run.step = int(step)
+    return files[files.index(file) + 1 :]
+
+
+def _newest_intact(files: Sequence[Path]) -> tuple[Path, checkpoint.Checkpoint]:
+    """Return the last of these checkpoints that is not damaged; raises the error of the last if all are."""
+    newest: checkpoint.DamagedCheckpoint | None = None
+    for file in reversed(files):
+        try:
+            return file, checkpoint.load(file)
+        except checkpoint.DamagedCheckpoint as error:
+            newest = newest or error
+    assert newest is not None
+    raise newest
 
 
 def _optimizer_state(

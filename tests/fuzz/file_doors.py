@@ -18,6 +18,8 @@ from harness.errors import UserError
 from harness.exchange.reading import ANCHOR, read_source
 from harness.records import checkpoint
 from harness.records.checkpoint_files import checkpoints, precision_of
+from harness.records.integrity import misfits
+from harness.records.record import Record
 from metrics.distances.frechet import moments_of
 from metrics.extractors.torchscript import parse_options
 from metrics.files.reference_statistics import read_adm, read_statistics, save_statistics
@@ -170,6 +172,16 @@ def write_study(folder: Path) -> None:
     (folder / "study.toml").write_bytes(STUDY)
 
 
+def write_chained(folder: Path) -> None:
+    """Write the chain of a record, next to the events and the spec that it covers."""
+    write_run(folder, "flow", 0, grid=range(200, 2001, 600))
+    (folder / "lock").unlink()
+
+
+def from_chain(folder: Path) -> Iterable[float]:
+    return [float(len(fault)) for fault in misfits(Record(folder))]
+
+
 def from_report(folder: Path) -> Iterable[float]:
     return command("report", folder, "-o", folder.parent / "page.html", "--json")
 
@@ -196,6 +208,7 @@ FILES = (
     Door("settings", lambda: {"settings.txt": SETTINGS}, from_settings, True),
     Door("study", lambda: {"study.toml": STUDY}, from_study, True),
     Door("claim", lambda: written(write_claim), from_claim, True, cases=10),
+    Door("chain of a record", lambda: written(write_chained), from_chain, True),
     Door("report of a study", lambda: written(write_study), from_report, True, cases=6),
     Door("status of a study", lambda: written(write_study), from_status, True, cases=10),
     Door("export of a study", lambda: written(write_study), from_export, True, cases=6),

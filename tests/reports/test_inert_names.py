@@ -88,3 +88,14 @@ def test_table_of_hostile_names_has_no_line_or_command_of_theirs(runs: Path) -> 
         line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")
     } == {len(table.columns) + 3}
     assert not any(map(runs_as_formula, cells(to_csv(table))))
+
+
+@pytest.mark.slow
+def test_files_of_figures_have_no_name_of_a_stranger(runs: Path, tmp_path: Path) -> None:
+    result = flowrace(
+        "figures", runs, "-o", tmp_path / "figures", "--target", "30", "--labels", f"flow={'../' * 9}x"
+    )
+    assert result.exit_code == 0, result.output
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert files and all(re.fullmatch(r"[a-z0-9-]+\.pdf", file.name) for file in files)
+    assert {file.parent for file in files} == {tmp_path / "figures"}
