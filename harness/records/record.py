@@ -380,6 +380,8 @@ class RecordWriter:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             (self.path / "samples").mkdir(exist_ok=True)
             self._lock = take_lock(self.path / LOCK, f"run directory {self.path}")
+            # A kill after the last checkpoint leaves it, and no later write replaces it.
+            (self.path / f".{CLOCK}.tmp").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write the run directory {self.path}: {error.strerror}") from error
         return self

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.kills import ONCE, kill_all
 from harness.records import evaluations
+from harness.records.record import CLOCK, RecordWriter
 from tests.support.kills import (
     Differs,
     Scene,
@@ -72,6 +73,13 @@ def test_file_that_a_rerun_leaves_is_a_difference(importing: tuple[Scene, Unbrok
             tmp_path / "killed",
             random.Random(0),
         )
+
+
+def test_clock_that_a_killed_run_was_writing_is_removed_by_its_next_start(tmp_path: Path) -> None:
+    unfinished = tmp_path / f".{CLOCK}.tmp"
+    unfinished.write_bytes(b"{")
+    with RecordWriter(tmp_path):
+        assert not unfinished.exists()
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ import torch
 
 from harness.config.tables import parse_override
 from harness.records import checkpoint, evaluations
-from harness.records.record import LOCK, Record, find_records
+from harness.records.record import CLOCK, LOCK, Record, RecordWriter, find_records
 from sweeps.launch import local
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
@@ -104,13 +104,24 @@ def in_a_temporary_file(calls: int) -> None:
     kill._die_in(checkpoint, "save_file", calls, checkpoint.save_file, instead=begun)
 
 
+def in_a_clock(calls: int) -> None:
+    """Die while the seconds at a checkpoint are written."""
+
+    def half(record: RecordWriter, *_: Any) -> None:
+        (record.path / f".{CLOCK}.tmp").write_bytes(b"{")
+
+    kill._die_in(RecordWriter, "write_clock", calls, RecordWriter.write_clock, instead=half)
+
+
 TRAINING: Chosen = {
     "early": (kill.in_a_step, range(1)),
     "in a step": (kill.in_a_step, range(1, STEPS)),
     "in a half-written checkpoint": (kill.halfway_through_a_checkpoint, range(3)),
     "in a temporary file": (in_a_temporary_file, range(3)),
-    "before a rename": (kill.before_a_rename, range(6)),
-    "after a rename": (kill.after_a_rename, range(6)),
+    # More than there are; a kill that does not occur is drawn again.
+    "before a rename": (kill.before_a_rename, range(16)),
+    "after a rename": (kill.after_a_rename, range(16)),
+    "in a half-written clock": (in_a_clock, range(3)),
     "in a half-written line": (kill.halfway_through_a_line, range(STEPS)),
     "in an evaluation": (kill.in_an_evaluation, range(1)),
     "before old checkpoints are removed": (kill.before_old_checkpoints_are_pruned, range(3)),
