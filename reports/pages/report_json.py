@@ -9,6 +9,7 @@ from typing import Any
 
 from reports.analysis.performance_profile import Profile
 from reports.analysis.report import RaceReport
+from reports.analysis.rows import mlperf_rows
 from reports.race.views import View
 from reports.race.workloads import PooledSpeedup, Workload
 from reports.stats.speedup import Speedup
@@ -37,6 +38,7 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
         "pooled": [_pooled(key, pooled) for key, pooled in report.pooled.items()],
         "profiles": [row for profile in report.profiles.values() for row in _of_profile(profile)],
         "views": [_of_view(view) for view in report.views],
+        "mlperf": mlperf_rows(race),
         "finals": report.final_value_rows,
         "runs": _named(report, report.run_rows),
         "html": html,
