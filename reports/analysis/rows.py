@@ -15,6 +15,7 @@ from harness.records.record import failure_reason
 from reports.race.final_values import FinalValue
 from reports.race.race import Race
 from reports.race.run import RaceRun
+from reports.stats.mlperf import aggregate
 
 Row = dict[str, Any]
 """Values (text, number or None) by column."""
@@ -58,6 +59,18 @@ def arm_rows(race: Race) -> list[Row]:
             row |= {"censored_candidate": gain.censored_candidate}
         rows.append(row)
     return rows
+
+
+def mlperf_rows(race: Race) -> list[Row]:
+    """Return MLPerf's aggregate by axis and arm, without a value and with the reason if it is invalid."""
+    found = []
+    for axis in race.axes:
+        for arm in race.arms:
+            own = aggregate(run.time(axis) for run in race.of(arm.label) if run.crosses)
+            if own.n:
+                about = {"axis": axis, "method": arm.label, "n": own.n, "time": own.value}
+                found.append(about | {"invalid": own.why or None})
+    return found
 
 
 def run_rows(race: Race) -> list[Row]:

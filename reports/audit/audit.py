@@ -24,6 +24,7 @@ from reports.audit.register import Standing
 from reports.race.comparability import CLOCK_AXES
 from reports.stats.crossing import Crossing, crossing, first_crossing
 from reports.stats.curves import AXES
+from reports.stats.mlperf import Aggregate, aggregate
 from reports.stats.power import detectable, pairs_needed
 from reports.stats.speedup import Speedup, Time, cut
 
@@ -120,6 +121,18 @@ class Audit:
         """Return the sustained crossings of both arms."""
         pairs = zip(_arms(self.logs), self.crossings or (), strict=False)
         return [(log, own[seed]) for arm, own in pairs for seed, log in arm.items()]
+
+    def mlperf(self) -> dict[str, Aggregate]:
+        """Return MLPerf's aggregates of both arms on the claim's axis; empty without crossings."""
+        if self.crossings is None:
+            return {}
+        axis, names = self.claim.axis, (self.claim.baseline, self.claim.candidate)
+        return {
+            name: aggregate(
+                Time(run.costs.at(axis, own[seed].step), own[seed].censored) for seed, run in arm.items()
+            )
+            for name, arm, own in zip(names, _arms(self.logs), self.crossings, strict=True)
+        }
 
     def times(self) -> dict[str, list[Time]]:
         """Return times on the claim's axis, cut at the horizon, by arm; empty without crossings."""

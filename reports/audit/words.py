@@ -12,7 +12,8 @@ from reports.audit.preconditions import differing_settings, hardware_reason
 from reports.race.comparability import CLOCK_AXES
 from reports.race.verdict import FEWER
 from reports.stats.curves import AXES
-from reports.stats.number_format import factor, interval
+from reports.stats.mlperf import RULE
+from reports.stats.number_format import factor, interval, quantity
 from reports.stats.speedup import MOST, Speedup, closed_ends
 from reports.stats.survival import kaplan_meier, mean_until
 
@@ -81,7 +82,12 @@ def facts(found: Audit) -> list[str]:
             f"these runs can distinguish a factor of {factor(found.detectable)} from 1 (80 % power); "
             f"{_more(found)}"
         )
-    return [*lines, *_about_looks(found), f"claim {claim_hash(claim)}, {found.standing}"]
+    return [
+        *lines,
+        *_about_mlperf(found),
+        *_about_looks(found),
+        f"claim {claim_hash(claim)}, {found.standing}",
+    ]
 
 
 def notes(found: Audit) -> list[str]:
@@ -116,6 +122,37 @@ def arrival_summary(found: Audit) -> dict[str, Any]:
         "restricted_means": means,
         "ratio": base / cand if cand else None,
     }
+
+
+def mlperf_summary(found: Audit) -> dict[str, Any]:
+    """Return MLPerf's aggregate of both arms, and its ratio; None for an invalid one, with the reason."""
+    own = found.mlperf()
+    if not own:
+        return {}
+    values = {name: one.value for name, one in own.items()}
+    base, cand = values[found.claim.baseline], values[found.claim.candidate]
+    return {
+        "rule": RULE,
+        "times": values,
+        "invalid": {name: one.why for name, one in own.items() if one.why},
+        "ratio": base / cand if base and cand else None,
+    }
+
+
+def _about_mlperf(found: Audit) -> list[str]:
+    summary, axis = mlperf_summary(found), found.claim.axis
+    if not summary:
+        return []
+    own = found.mlperf()
+    shown = {
+        name: f"invalid ({one.why})" if one.value is None else quantity(axis, one.value)
+        for name, one in own.items()
+    }
+    texts = [f"{found.shown(name)} {text}" for name, text in shown.items()]
+    ratio = f"; ratio {factor(summary['ratio'])}" if summary["ratio"] else ""
+    return [
+        f"MLPerf's aggregate ({RULE}), in {FEWER[axis].removeprefix('fewer ')}: {', '.join(texts)}{ratio}"
+    ]
 
 
 def _about_looks(found: Audit) -> list[str]:

@@ -14,7 +14,16 @@ from rich.text import Text
 from harness.files.terminal import Console
 from reports.audit.audit import Audit
 from reports.audit.inputs.claim import claim_hash
-from reports.audit.words import arrival_summary, axis_lines, because, censored, claimed, facts, notes
+from reports.audit.words import (
+    arrival_summary,
+    axis_lines,
+    because,
+    censored,
+    claimed,
+    facts,
+    mlperf_summary,
+    notes,
+)
 from reports.stats.curves import AXES
 from reports.stats.speedup import Speedup
 
@@ -47,6 +56,7 @@ def audit_json(found: Audit) -> dict[str, Any]:
         "dual": _ends(found.dual.gain) | {"step": found.dual.step} if found.dual else None,
         "by_target": [{"target": target} | _ends(one) for target, one in found.curve],
         "reached": arrival_summary(found),
+        "mlperf": mlperf_summary(found),
         "labels": {arm: found.shown(arm) for arm in (found.claim.baseline, found.claim.candidate)},
         "claim_hash": claim_hash(found.claim),
         "registration": found.standing,

@@ -87,7 +87,7 @@ def time_section(report: RaceReport) -> Markup | None:
     if not race.times:
         return None
     rows = {axis: tables.axis_texts(race, axis) for axis in race.axes}
-    return render_template("times", race, goal=report.goal, cells=rows)
+    return render_template("times", race, goal=report.goal, cells=rows, mlperf=tables.mlperf_line(race))
 
 
 def cost_section(report: RaceReport) -> Markup | None:

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 from reports.analysis.report import RaceReport
+from reports.analysis.rows import mlperf_rows
 from reports.race.race import Race
+from reports.stats.mlperf import RULE
 from reports.stats.number_format import column_unit, digits, factor, interval, quantity
 from reports.stats.speedup import Speedup
 
@@ -79,6 +81,18 @@ def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def mlperf_line(race: Race) -> str:
+    """Return MLPerf's aggregates in steps as a sentence; empty if no arm has a valid one."""
+    rows = [row for row in mlperf_rows(race) if row["axis"] == "steps"]
+    if all(row["time"] is None for row in rows):
+        return ""
+    texts = [
+        f"{row['method']} {quantity('steps', row['time']) if row['time'] is not None else 'invalid'}"
+        for row in rows
+    ]
+    return f"MLPerf's aggregate of steps ({RULE}): {', '.join(texts)}."
 
 
 def gain_texts(gain: Speedup | None, *, baseline: bool = False) -> dict[str, str]:

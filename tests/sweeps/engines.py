@@ -21,6 +21,24 @@ base = "digits"
 seed = [0, 1]
 "method.name" = ["flow", "self_flow"]
 """
+RACE = """
+[study]
+name = "race"
+base = "digits"
+[study.axes]
+"method.name" = ["flow", "layersync"]
+[claim]
+name = "faster"
+candidate = "layersync"
+baseline = "flow"
+metric = "fd:local"
+target = 156.0
+factor = 1.0
+[claim.sequential]
+max_pairs = 4
+until = "decided"
+patience = 1
+"""
 STEPS = 240
 """Long enough for the test to find a run before it ends."""
 
@@ -76,6 +94,37 @@ def sweep(study: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
     # The child process keeps the file open.
     log = open(f"{out}.output", "ab")  # noqa: SIM115
     return subprocess.Popen([*command, "--no-track", "--no-report"], stdout=log, stderr=log)
+
+
+def assert_race_has_the_looks_of_a_local_one(folder: Path, *flags: str) -> None:
+    """Run a race with an engine, whose coordinator is killed once, and compare it with a race on this
+    machine."""
+    looks, ends = [], []
+    for name, launch in (("local", ("--slots", "2", "--threads", "1")), ("engine", flags)):
+        own = folder / name
+        own.mkdir()
+        (own / "claim.toml").write_text(RACE)
+        if name == "engine":
+            coordinator = race(own, *launch)
+            until(lambda own=own: list((own / "runs").glob("*/done")))
+            kill(coordinator.pid)
+            coordinator.wait()
+        assert race(own, *launch).wait(600) == 0, (own / "output").read_text()
+        looks.append((own / "runs" / "looks.jsonl").read_bytes())
+        records = map(Record, sorted((own / "runs").glob("????????????")))
+        ends.append([(record.id, record.early_end, record.last_step) for record in records])
+    assert looks[0] == looks[1] and looks[0].count(b"\n") >= 1 and ends[0] == ends[1]
+    assert any(end is not None for _, end, _ in ends[0])
+    assert (folder / "engine" / "runs" / "launch" / "1.json").exists()
+
+
+def race(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
+    settings = [word for setting in (*TINY, "eval.every=3") for word in ("--set", setting)]
+    words = [str(folder / "claim.toml"), "--out", str(folder / "runs"), *settings, *flags]
+    # The child process keeps the file open.
+    log = open(folder / "output", "ab")  # noqa: SIM115
+    command = [sys.executable, "-m", "harness.cli.main", "race", *words, "--no-track", "--no-report"]
+    return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def trainers(out: Path) -> Iterator[tuple[int, str]]:

@@ -24,6 +24,7 @@ from tests.conftest import ROOT
 from tests.sweeps.engines import (
     STUDY,
     TRAINS,
+    assert_race_has_the_looks_of_a_local_one,
     assert_same_bits,
     at_work,
     drain,
@@ -176,6 +177,12 @@ def test_local_cluster_listens_on_the_loopback_only_and_keeps_the_priority(
     found = json.loads(addresses)
     # 127.0.0.1, also when mapped into IPv6.
     assert found and all(address.endswith("0100007F") for address in found), found
+
+
+@pytest.mark.slow
+def test_race_has_the_looks_of_a_local_one(node: Any, tmp_path: Path) -> None:
+    flags = ("--launcher", "ray", "--threads", "1", "--address", node.address)
+    assert_race_has_the_looks_of_a_local_one(tmp_path, *flags)
 
 
 @pytest.mark.slow

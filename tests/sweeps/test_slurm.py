@@ -20,6 +20,7 @@ from tests.support.finished_study import finished_study
 from tests.sweeps.engines import (
     STUDY,
     TRAINS,
+    assert_race_has_the_looks_of_a_local_one,
     assert_same_bits,
     at_work,
     drain,
@@ -136,6 +137,12 @@ def test_missing_slurm_is_a_user_error(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no SLURM on this machine"):
         SlurmLauncher(Handoff(tmp_path), Resources())
+
+
+@pytest.mark.slow
+def test_race_has_the_looks_of_a_local_one(cluster: None, tmp_path: Path) -> None:
+    flags = ("--launcher", "slurm", "--threads", "1", "--partition", "main")
+    assert_race_has_the_looks_of_a_local_one(tmp_path, *flags)
 
 
 @pytest.mark.slow
