@@ -1,5 +1,7 @@
-"""The log of separate gradients: it changes no bit of a run, agrees with the optimizer's norm, and does not
-depend on micro-batches, ranks or restarts."""
+"""The log of separate gradients: equal bits with it on and off, and the optimizer's norm.
+
+It does not depend on micro-batches, ranks or restarts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 
 from harness.assembly.build import method_of_spec
 from harness.assembly.resolve import load_spec
-from harness.costs.flops import count_reading, count_spec
+from harness.costs.flops import count_reading, count_readings, count_spec
 from harness.errors import UserError
 from harness.records import checkpoint_files
 from harness.records.record import DONE, TRAINING_PHASES, Record
@@ -142,6 +144,8 @@ def test_reading_after_the_end_of_alignment_has_the_flow_loss_alone(tmp_path: Pa
     first, second = trained(tiny(*words, EVERY), tmp_path).of("gradients")
     assert set(first["norms"]) == {"flow", "auxiliary"} and set(second["norms"]) == {"flow"}
     assert first["reading_flops"] > second["reading_flops"] > 0
+    assert count_readings(tiny(*words, EVERY)) == first["reading_flops"] + second["reading_flops"]
+    assert count_readings(tiny(*words)) == 0
 
 
 @pytest.mark.slow
