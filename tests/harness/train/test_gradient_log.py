@@ -24,6 +24,7 @@ from harness.train.gradient_log import place_of
 from tests.support.forked import in_world
 from tests.support.modal import modal
 from tests.support.runs import TINY, events, everything, tiny, trained
+from tests.support.text_runs import tiny_text, use_captions
 
 pytestmark = pytest.mark.usefixtures("quick_networks")
 EVERY = "train.log_gradients_every=4"
@@ -158,3 +159,17 @@ def test_log_changes_no_bit_of_other_modalities(tmp_path: Path, modality: str, w
     assert len(noisy.of("gradients")) == 3
     kept = [event for event in events(noisy) if event["kind"] != "gradients"]
     assert kept == events(plain) and json.loads(everything(plain))[1:] == json.loads(everything(noisy))[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["self_flow", "attention_separation"])
+def test_log_changes_no_bit_of_runs_on_text(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_captions(monkeypatch)
+    words = (f"method.name={method}", "train.accumulate=2", *SHORT)
+    plain = trained(tiny_text(*words), tmp_path / "plain")
+    noisy = trained(tiny_text(*words, EVERY), tmp_path / "noisy")
+    # The blocks of text and image before the aligned one, none after it.
+    assert {event["reached"]["blocks"] for event in noisy.of("gradients")} == {1}
+    assert json.loads(everything(plain))[1:] == json.loads(everything(noisy))[1:]
