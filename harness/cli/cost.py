@@ -98,6 +98,9 @@ def _table(found: Estimate) -> Table:
     for name, flops in rows.items():
         table.add_row(name, f"{flops:.3e}", _time(found.seconds(flops)))
     table.add_row("evaluations", f"{found.evaluation_flops:.3e}", _time(found.evaluation_seconds))
+    if found.reading_flops:
+        time = _time(found.seconds(found.reading_flops))
+        table.add_row("log of gradients, not training", f"{found.reading_flops:.3e}", time)
     if found.captions is not None:
         number = "unknown number of" if found.captions.captions is None else found.captions.captions
         flops = "-" if found.captions.flops is None else f"{found.captions.flops:.3e}"

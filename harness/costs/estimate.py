@@ -22,7 +22,7 @@ from harness.backbone.times import Times
 from harness.config.spec import EvalSpec, RunSpec
 from harness.costs.captions import CaptionCost, caption_cost
 from harness.costs.disk import disk_bytes
-from harness.costs.flops import Cost, count_spec
+from harness.costs.flops import Cost, count_readings, count_spec
 from harness.costs.memory import Footprint, footprint
 from harness.data.open import outlined
 from harness.evaluation.held_out_loss import TIMES
@@ -47,6 +47,8 @@ class Estimate:
     """True if evaluation has training's precision, and hence its speed."""
     captions: CaptionCost | None = None
     """The text encoder's passes over all captions, once; None for a run on labels."""
+    reading_flops: int = 0
+    """FLOPs of all readings of separate gradients (`train.log_gradients_every`), which are not training."""
 
     def seconds(self, flops: int) -> float | None:
         """Return the time that all devices together take; None if their speed is unknown."""
@@ -69,6 +71,7 @@ class Estimate:
                 "step_by_phase": cost.per_step,
                 "training": cost.total,
                 "evaluation": self.evaluation_flops,
+                **({"gradients": self.reading_flops} if self.reading_flops else {}),
             },
             **({"captions": self.captions._asdict()} if self.captions else {}),
             "memory_bytes_per_device": self.memory.as_json(),
@@ -90,7 +93,8 @@ def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = N
     cost = count_spec(spec)
     disk = disk_bytes(spec, cost)
     captions = caption_cost(spec)
-    return Estimate(cost, evaluation_flops(spec), memory, disk, devices, flops_per_second, alike, captions)
+    about = (memory, disk, devices, flops_per_second, alike, captions, count_readings(spec))
+    return Estimate(cost, evaluation_flops(spec), *about)
 
 
 def evaluation_flops(spec: RunSpec) -> int:

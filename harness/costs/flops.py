@@ -123,6 +123,19 @@ def count_reading(
     return _readings[key]
 
 
+def count_readings(spec: RunSpec) -> int:
+    """Return the FLOPs of all readings of the separate gradients of a run, which are not training."""
+    every, until = spec.train.log_gradients_every, spec.method.schedule.until
+    if not every:
+        return 0
+    method, encoders = method_of_spec(spec)
+    aligned = spec.train.steps if until is None else min(until, spec.train.steps)
+    before, total = aligned // every, spec.train.steps // every
+    first = count_reading(method, spec, 1, encoders) if before else 0
+    rest = count_reading(method, spec, aligned + 1, encoders) if total > before else 0
+    return before * first + (total - before) * rest
+
+
 _readings: dict[tuple[type[TrainingMethod], str], int] = {}
 
 

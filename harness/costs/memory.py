@@ -39,6 +39,7 @@ from harness.data.open import outlined
 from harness.data.parts import weights_of
 from harness.encoders.base import Architecture
 from harness.flow.batch import Batch
+from harness.flow.gradients import separate_gradients
 from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
@@ -99,7 +100,8 @@ class AllocationTracker(TorchDispatchMode):
 def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
     """Return the memory of one process in a training step of a run.
 
-    `train.accumulate`, `runtime.checkpoint_activations` and `runtime.shard` are taken into account.
+    `train.accumulate`, `train.log_gradients_every`, `runtime.checkpoint_activations` and `runtime.shard` are
+    taken into account.
     """
     size = spec.train.batch_size // (processes * spec.train.accumulate)
     dataset = outlined(spec.data)
@@ -175,10 +177,17 @@ def _peak(
     draw = method.draw(Streams(0), batch)
     modules = [module for module in (student.model, student.ema, method) if module is not None]
     given = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=spec.train.precision == "bfloat16")
     with AllocationTracker(given) as allocations:
-        with torch.autocast("cpu", torch.bfloat16, enabled=spec.train.precision == "bfloat16"):
+        with autocast():
             total = method.loss(student, batch, draw).total
         total.backward()
+        if spec.train.log_gradients_every:
+            read = separate_gradients(method, student, batch, draw, autocast)
+            if spec.train.accumulate > 1:
+                # The sums over earlier micro-batches.
+                known = [*read.flow, *(read.auxiliary or ())]
+                return allocations.peak + sum(tensor.nbytes for tensor in known)
     return allocations.peak
 
 

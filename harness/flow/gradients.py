@@ -37,7 +37,7 @@ class SeparateGradients(NamedTuple):
     """The gradients of one micro-batch, in the order of the backbone's parameters."""
 
     flow: list[Tensor]
-    """Of the total if the method has no differentiable part named `flow`."""
+    """Gradient of the total if the method has no differentiable part named `flow`."""
     auxiliary: list[Tensor] | None
     """None if the total is the flow loss alone."""
     losses: dict[str, Tensor]

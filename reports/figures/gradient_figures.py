@@ -51,7 +51,7 @@ PANELS = (
     Panel("cosine", "cosine of gradients", log=False),
     Panel("flow", "norm, flow loss"),
     Panel("auxiliary", "norm, alignment"),
-    Panel("features", "norm of features"),
+    Panel("features", "norm of features", log=False),
 )
 
 

@@ -25,9 +25,7 @@ def gradient_section(report: RaceReport) -> Markup | None:
         report.race,
         pictures=drawings(partial(draw_gradients, report.race, found)),
         rows=[_row(arm) for arm in found.arms],
-        features=[
-            _feature(arm.arm, place, *both) for arm in found.arms for place, both in arm.features.items()
-        ],
+        features=[row for arm in found.arms for row in _norm_rows(arm)],
         seconds=percent(found.seconds),
         flops=percent(found.flops),
         single=any(arm.means["flow"].n == 1 for arm in found.arms if "flow" in arm.means),
@@ -70,7 +68,7 @@ def _direction(cosine: Mean | None) -> str:
 
 
 def _row(arm: GradientArm) -> dict[str, Any]:
-    cells = {name: _cell(arm.means.get(name)) for name in ("flow", "auxiliary", "loss")}
+    cells = {"loss": _cell(arm.means.get("loss"))}
     cells |= {name: _cell(arm.means.get(name), percent) for name in ("share", "network_share")}
     cells["cosine"] = _cell(arm.means.get("cosine"), lambda value: f"{value:+.2f}")
     change = arm.means.get("change")
@@ -85,8 +83,18 @@ def _row(arm: GradientArm) -> dict[str, Any]:
     }
 
 
-def _feature(arm: str, place: str, norm: Mean, sameness: Mean) -> dict[str, Any]:
-    return {"arm": arm, "place": place, "norm": _cell(norm), "sameness": _cell(sameness)}
+def _norm_rows(arm: GradientArm) -> list[dict[str, Any]]:
+    """Return the norms of both gradients, and norm and sameness of features by place."""
+    names = {"flow": "gradient of the flow loss", "auxiliary": "gradient of alignment"}
+    found = [
+        {"arm": arm.arm, "place": place, "norm": _cell(arm.means[name]), "sameness": None}
+        for name, place in names.items()
+        if name in arm.means
+    ]
+    return found + [
+        {"arm": arm.arm, "place": place, "norm": _cell(norm), "sameness": _cell(sameness)}
+        for place, (norm, sameness) in arm.features.items()
+    ]
 
 
 def _cell(mean: Mean | None, form: Any = digits) -> dict[str, str] | None:

@@ -1,7 +1,7 @@
 """The share of the gradient from alignment, by arm: whether a flat alignment loss is steady or dead.
 
 It is read from the `gradients` events of `train.log_gradients_every`. Shares and cosines are those of the
-blocks that alignment reaches: later blocks get no gradient from it, and often have most of the flow loss's.
+blocks that alignment reaches. Later blocks get no gradient from it, and often most of the flow loss's.
 """
 
 from __future__ import annotations

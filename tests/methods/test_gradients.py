@@ -25,7 +25,7 @@ slow = pytest.mark.slow
 
 
 class Linear(TrainingMethod):
-    """L = mean (x W - u)^2 + c mean (x W - z)^2, where u and z are fixed; its draw of dropout is torch's."""
+    """L = mean (x W - u)^2 + c mean (x W - z)^2. Its loss also changes a buffer and torch's generator."""
 
     Config = Flow.Config
 

@@ -85,3 +85,11 @@ def test_activations_per_rank_equal_those_of_the_allocator(tmp_path: Path, shard
     assert done.returncode == 0, done.stderr[-2000:]
     predicted = footprint(load_spec("digits", settings), 2).activations
     assert predicted == pytest.approx(int(file.read_text()), rel=0.1 if shard else 1e-3)
+
+
+def test_log_of_gradients_takes_a_copy_for_each_of_the_two() -> None:
+    """Both gradients of the backbone exist next to the step's own, while the pass's activations are gone."""
+    words = (*SMALL[:2], "method.name=self_flow")
+    plain, log = (load_spec("digits", (*words, *more)) for more in ((), ("train.log_gradients_every=5",)))
+    added = footprint(log).activations - footprint(plain).activations
+    assert added == pytest.approx(2 * 4 * count_spec(plain).parameters, rel=0.05)

@@ -1,5 +1,7 @@
-"""The log of separate gradients: it changes no bit of a run, agrees with the optimizer's norm, and does not
-depend on micro-batches, ranks or restarts."""
+"""The log of separate gradients: equal bits with it on and off, and the optimizer's norm.
+
+It does not depend on micro-batches, ranks or restarts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 
 from harness.assembly.build import method_of_spec
 from harness.assembly.resolve import load_spec
-from harness.costs.flops import count_reading, count_spec
+from harness.costs.flops import count_reading, count_readings, count_spec
 from harness.errors import UserError
 from harness.records import checkpoint_files
 from harness.records.record import DONE, TRAINING_PHASES, Record
@@ -22,6 +24,7 @@ from harness.train.gradient_log import place_of
 from tests.support.forked import in_world
 from tests.support.modal import modal
 from tests.support.runs import TINY, events, everything, tiny, trained
+from tests.support.text_runs import tiny_text, use_captions
 
 pytestmark = pytest.mark.usefixtures("quick_networks")
 EVERY = "train.log_gradients_every=4"
@@ -142,6 +145,8 @@ def test_reading_after_the_end_of_alignment_has_the_flow_loss_alone(tmp_path: Pa
     first, second = trained(tiny(*words, EVERY), tmp_path).of("gradients")
     assert set(first["norms"]) == {"flow", "auxiliary"} and set(second["norms"]) == {"flow"}
     assert first["reading_flops"] > second["reading_flops"] > 0
+    assert count_readings(tiny(*words, EVERY)) == first["reading_flops"] + second["reading_flops"]
+    assert count_readings(tiny(*words)) == 0
 
 
 @pytest.mark.slow
@@ -154,3 +159,17 @@ def test_log_changes_no_bit_of_other_modalities(tmp_path: Path, modality: str, w
     assert len(noisy.of("gradients")) == 3
     kept = [event for event in events(noisy) if event["kind"] != "gradients"]
     assert kept == events(plain) and json.loads(everything(plain))[1:] == json.loads(everything(noisy))[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["self_flow", "attention_separation"])
+def test_log_changes_no_bit_of_runs_on_text(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_captions(monkeypatch)
+    words = (f"method.name={method}", "train.accumulate=2", *SHORT)
+    plain = trained(tiny_text(*words), tmp_path / "plain")
+    noisy = trained(tiny_text(*words, EVERY), tmp_path / "noisy")
+    # The blocks of text and image before the aligned one, none after it.
+    assert {event["reached"]["blocks"] for event in noisy.of("gradients")} == {1}
+    assert json.loads(everything(plain))[1:] == json.loads(everything(noisy))[1:]
