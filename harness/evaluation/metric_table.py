@@ -34,6 +34,13 @@ _ASKED = {
     "count": "the number of digits",
     "position": "the place or relation",
     "binding": "every digit in its own colour, of two groups that differ in both,",
+    # The tasks of GenEval (metrics/domain/geneval.py).
+    "single_object": "the only digit (GenEval's single_object)",
+    "two_objects": "both digits (GenEval's two_object)",
+    "counting": "exactly the number of the only digit (GenEval's counting)",
+    "colours": "the only digit in the colour (GenEval's colors)",
+    "relative_position": "both digits in the relation (GenEval's position)",
+    "colour_attribution": "both digits, each in the colour (GenEval's color_attr)",
 }
 _WORDS, _ERRORS, _LOWER = "of rendered words, for example words", "character error rate", "lower is better"
 REFERENCE_FREE = {

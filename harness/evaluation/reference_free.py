@@ -43,6 +43,7 @@ from harness.files.parse import parse_json
 from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
+from metrics.domain.geneval import TASKS, geneval
 from metrics.domain.obedience import SceneReader, obedience, scene_reader
 from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
@@ -166,7 +167,8 @@ def _obeys(name: str, kind: str, dataset: Any, train: np.ndarray, _: torch.devic
 
     def measure(parts: Parts, places: np.ndarray) -> Value:
         captions = [wanted_scene(dataset.truth(int(place))) for place in places]
-        return obedience(kind, trained.read(parts[0]), captions)
+        judge = geneval if kind in TASKS else obedience
+        return judge(kind, trained.read(parts[0]), captions)
 
     about = {"sha256": trained.sha256, "accuracy": trained.accuracy}
     return ReferenceFreeMetric(name, measure, _other_captions, about, captioned=True)
