@@ -59,6 +59,7 @@ ENCODERS = {
     "local": "harness.encoders.local:LocalEncoder",
     "random": "harness.encoders.local:RandomEncoder",
     "cached": "harness.encoders.cached:CachedEncoder",
+    "torchscript": "harness.encoders.torchscript:TorchScriptEncoder",
 }
 # Family -> class; a full name is "family:model", or the family alone if it has a single model.
 TEXT_ENCODERS = {

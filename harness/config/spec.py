@@ -109,6 +109,8 @@ class DataSpec(Section, HasParts):
     """Location of the images that latents were encoded from, if they have been moved."""
     workers: int = _free(0, ge=0, le=SIDE)
     """Number of processes that load data; 0 loads in the training process."""
+    origin: str = _free("")
+    """Words that describe the data and how to get them, for the message about a missing `root`."""
 
 
 class BackbonePart(Section):

@@ -21,6 +21,8 @@ class CaptionCost(NamedTuple):
     @property
     def flops(self) -> int | None:
         """FLOPs of all captions, at most; None if their number is unknown."""
+        if self.flops_each == 0:
+            return 0
         return None if self.captions is None else self.captions * self.flops_each
 
 

@@ -38,6 +38,13 @@ _ASKED = {
     "position": "the place or relation",
     "binding": "every digit in its own colour, of two groups that differ in both,",
     "tempo": "the tempo",
+    # The tasks of GenEval (metrics/domain/geneval.py).
+    "single_object": "the only digit (GenEval's single_object)",
+    "two_objects": "both digits (GenEval's two_object)",
+    "counting": "exactly the number of the only digit (GenEval's counting)",
+    "colours": "the only digit in the colour (GenEval's colors)",
+    "relative_position": "both digits in the relation (GenEval's position)",
+    "colour_attribution": "both digits, each in the colour (GenEval's color_attr)",
 }
 _OF_CLIPS = ("object", "count", "tempo")
 """The attributes that captions of videos with sound state, and that each part shows."""

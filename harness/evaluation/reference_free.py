@@ -48,6 +48,7 @@ from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
 from metrics.domain.clip_obedience import clip_obedience
+from metrics.domain.geneval import TASKS, geneval
 from metrics.domain.obedience import SceneReader, obedience, scene_reader
 from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
@@ -186,7 +187,8 @@ def _of_scenes(
 
     def measure(parts: Parts, places: np.ndarray) -> Value:
         captions = [wanted_scene(truth(int(place))) for place in places]
-        return obedience(kind, trained.read(parts[0]), captions)
+        judge = geneval if kind in TASKS else obedience
+        return judge(kind, trained.read(parts[0]), captions)
 
     return measure, {"sha256": trained.sha256, "accuracy": trained.accuracy}
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from harness.config.spec import DataSpec
-from harness.data.dataset import Dataset, label_of
+from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.errors import UserError
 from harness.latents.captions import states_file
@@ -27,6 +27,8 @@ from harness.latents.linked import Linkable, describe_files, linkable
 from harness.latents.moments import SAMPLED, Spread, as_moments, check_holds, check_spread, spread_of
 from harness.latents.shards import FORMAT
 
+NUMBERED = "uvit"
+"""Layout whose images are named by the number of the sample."""
 TOLERANCE = 0.25
 """Largest relative difference between the mean of an encoded image and the stored one. Another image or
 another autoencoder differs by about 1, another interpolation of the resize by about 0.1."""
@@ -242,6 +244,8 @@ def check_images(job: Importing) -> None:
             f"{where} has {len(found)} images, but {source.root} has latents of {len(source)}; give the "
             "images that were encoded with --images, or --images none"
         )
+    if source.kind == NUMBERED:
+        _check_order(found, where)
     if found.classes == 1 or source.labels.classes == 1:
         return
     labels = source.labels.labels
@@ -250,6 +254,18 @@ def check_images(job: Importing) -> None:
             raise UserError(
                 f"{where}: image {index} has label {label}, but {source.names[index]} has {labels[index]}; "
                 "give the images in the order of the latents, or --images none"
+            )
+
+
+def _check_order(images: Dataset, where: str) -> None:
+    """Raise `UserError` for images named by numbers that are not in the order of these numbers."""
+    name = Capabilities(images).sample_name
+    for index in range(len(images)) if name else ():
+        stem = Path(name(index)).stem
+        if stem.isdecimal() and int(stem) != index:
+            raise UserError(
+                f"{where}: image {index} in the order of names is {name(index)}, which does not belong to "
+                f"latent {index}; pad the numbers with zeros, or give --images none"
             )
 
 

@@ -4,7 +4,7 @@ A scene has cells, each with at most one object of a class, a colour and a size.
 scenes whose cells are known. Its weights are a pure function of pictures, cells and recipe (one thread, a
 separate random stream), cached under a hash of all three.
 
-The kinds are those of GenEval (Ghosh et al. 2023), each on one attribute:
+The kinds judge one attribute each; the tasks of GenEval, which judge whole captions, are in geneval.py:
 
     object     every class that the caption names is shown
     colour     every colour that it names is shown
@@ -65,6 +65,8 @@ class Wanted:
 _RECOGNISED = ("colour", "size", "kind")
 Scene = Sequence[Wanted]
 """The groups of a caption, one or two."""
+Rule = tuple[Callable[[Scene], bool], Callable[[Attributes, Scene], bool]]
+"""Whether a caption counts, and whether a shown scene obeys it."""
 
 
 def obedience(kind: str, shown: Attributes, captions: Sequence[Scene]) -> Value:
@@ -72,12 +74,17 @@ def obedience(kind: str, shown: Attributes, captions: Sequence[Scene]) -> Value:
 
     Its n is the number of captions that state the attribute. Raises `MetricError` if none does.
     """
-    stated, obeys = _KINDS[kind]
+    return judged(_KINDS[kind], kind, shown, captions)
+
+
+def judged(rule: Rule, name: str, shown: Attributes, captions: Sequence[Scene]) -> Value:
+    """Return the share of scenes that obey the captions which count; `name` is that of the rule."""
+    stated, obeys = rule
     if len(captions) != len(shown.kind):
         raise MetricError(f"got {len(shown.kind)} scenes and {len(captions)} captions; give one for each")
     rows = [i for i, caption in enumerate(captions) if stated(caption)]
     if not rows:
-        raise MetricError(f"no caption states the attribute '{kind}'")
+        raise MetricError(f"no caption states the attribute '{name}'")
     right = [obeys(Attributes(*(part[i] for part in shown)), captions[i]) for i in rows]
     return share(np.array(right), len(rows))
 
@@ -90,14 +97,16 @@ def _states_position(caption: Scene) -> bool:
     return all(group.cells for group in caption)
 
 
-def _states_binding(caption: Scene) -> bool:
+def states_binding(caption: Scene) -> bool:
+    """Return whether a caption has two groups that differ in class and colour."""
     if len(caption) < 2:
         return False
     first, second = caption
     return first.kind != second.kind and first.colour != second.colour
 
 
-def _object(shown: Attributes, caption: Scene) -> bool:
+def shows_kinds(shown: Attributes, caption: Scene) -> bool:
+    """Return whether every class of a caption is shown."""
     return {group.kind for group in caption} <= set(shown.kind.tolist())
 
 
@@ -128,17 +137,18 @@ def _position(shown: Attributes, caption: Scene) -> bool:
     )
 
 
-def _binding(shown: Attributes, caption: Scene) -> bool:
+def binds(shown: Attributes, caption: Scene) -> bool:
+    """Return whether every class of a caption is shown in its colour."""
     pairs = set(zip(shown.kind.tolist(), shown.colour.tolist(), strict=True))
     return {(group.kind, group.colour) for group in caption} <= pairs
 
 
-_KINDS: dict[str, tuple[Callable[[Scene], bool], Callable[[Attributes, Scene], bool]]] = {
-    "object": (_stated, _object),
+_KINDS: dict[str, Rule] = {
+    "object": (_stated, shows_kinds),
     "colour": (_stated, _colour),
     "count": (_stated, _count),
     "position": (_states_position, _position),
-    "binding": (_states_binding, _binding),
+    "binding": (states_binding, binds),
 }
 KINDS = tuple(_KINDS)
 """The attributes that can be measured."""

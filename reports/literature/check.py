@@ -29,6 +29,7 @@ from reports.literature.compare import (
     shown,
     sources,
 )
+from reports.literature.crossings import Crossing, crossings, disagree
 from reports.literature.entries import KnownSpread, Literature, PublishedNumber, Ratio
 
 T = TypeVar("T")
@@ -162,6 +163,38 @@ def _still_worse(literature: Literature, claim: PublishedNumber) -> Against:
         listed = ", ".join(f"{shown(a)} against {shown(b)} at {count(a.steps)}" for a, b in worse)
         read = ", read off figures" if any(a.status == "figure_estimate" for a, _ in worse) else ""
         yield f"{claim.title} itself reports worse values later ({aim} {listed}{read})", worse[0]
+
+
+def targets(literature: Literature) -> Iterator[Finding]:
+    """Find stated speed-ups that the figures of the same race give otherwise at other targets."""
+    for stated in literature.numbers:
+        if stated.measure != SPEEDUP or not numeric(stated):
+            continue
+        race = [n for n in literature.numbers if (n.dataset, n.network) == (stated.dataset, stated.network)]
+        read = [n for n in race if n.status == "figure_estimate" and n.paper == stated.paper and numeric(n)]
+        ours = [n for n in read if n.arm == stated.arm]
+        for figure in _groups([n for n in read if n.arm == stated.rival], "source", "measure"):
+            curve = [n for n in figure if isinstance(n.steps, int)]
+            found = crossings(ours, curve)
+            if disagree(found, stated):
+                yield _read_elsewhere(stated, found)
+
+
+def _read_elsewhere(stated: PublishedNumber, found: Sequence[Crossing]) -> Finding:
+    first = found[0].target
+    listed = ", ".join(
+        f"{first.measure} {shown(one.target)}: {count(one.target.steps)} / {count(round(one.step, -4))} = "
+        f"{one.speedup:.1f}"
+        for one in found
+    )
+    low, high = (pick(one.speedup for one in found) for pick in (min, max))
+    text = (
+        f"{stated.value:g}x of {stated.arm} over {stated.rival} on {stated.dataset} depends on the target: "
+        f"{place(first)}, read off the figure, gives {low:.1f} to {high:.1f} ({listed})"
+    )
+    return _finding(
+        "targets", "warning", text, (stated, *(n for one in found for n in (one.target, *one.found)))
+    )
 
 
 def protocol_differences(literature: Literature) -> Iterator[Finding]:
@@ -307,6 +340,7 @@ def _shared(number: PublishedNumber) -> str:
 RULES: dict[str, Callable[[Literature], Iterator[Finding]]] = {
     "arithmetic": arithmetic,
     "across-benchmarks": across_benchmarks,
+    "targets": targets,
     "protocol": protocol_differences,
     "drift": drift,
     "margin": margins,

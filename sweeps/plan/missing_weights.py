@@ -1,4 +1,7 @@
-"""Weights that planned runs need and that are not on this machine: of (text) encoders, extractors, codecs."""
+"""Weights that planned runs need and that are not on this machine: of (text) encoders, extractors, codecs.
+
+Data of a plan that was made without them are missing too.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class MissingWeights:
     """A network whose weights are missing, and the unfinished runs that need it."""
 
     kind: str
-    """encoder, text encoder, extractor or codec."""
+    """data, encoder, text encoder, extractor or codec."""
     name: str
     reason: str
     """The reason, and where to get the weights."""
@@ -89,9 +92,11 @@ def _labels(runs: Sequence[str]) -> str:
 
 def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], None]]]:
     """Yield every network of a run, with its check."""
+    from harness.data.disk.survey import data_path
     from harness.encoders.base import check_weights as check_encoder
     from harness.evaluation.extractors import check_weights as check_extractor
     from harness.evaluation.metric_names import metric_spec
+    from harness.latents.dataset import EXPECTED as LATENTS
     from harness.latents.dataset import check_codec
     from harness.text.base import check_text_weights
 
@@ -108,6 +113,9 @@ def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], None]]]:
             options = f'--set \'eval.weights={{"{name}"="FILE"}}\''
             network = _Network("extractor", name, options, spec.eval.weights.get(name, ""))
             yield network, partial(check_extractor, name, spec.eval.weights)
+    if spec.data.name == "latents" and not spec.data.root:
+        network = _Network("data", spec.data.name, "--set data.root=FOLDER", "")
+        yield network, partial(data_path, spec.data, LATENTS)
     if spec.data.name == "latents":
         name, where = spec.data.codec or "of the latents", f"{spec.data.root} {spec.data.codec_weights}"
         network = _Network("codec", name, "--set data.codec_weights=FOLDER", where)

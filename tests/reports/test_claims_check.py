@@ -304,6 +304,60 @@ def one_with(findings: list[Finding], rule: str, *ids: str) -> Finding:
     return hits[0]
 
 
+def curve(arm: str, values: dict[int, float], **fields: Any) -> list[PublishedNumber]:
+    """Return the readings of a method's curve in a figure."""
+    given = {"arm": arm, "status": "figure_estimate", "source": "P Fig 5", "rival": None} | fields
+    return [number(f"{arm}.{step}", value, steps=step, **given) for step, value in values.items()]
+
+
+def speedup(value: float) -> PublishedNumber:
+    return number("claim", value, arm="ours", rival="base", measure="convergence_speedup", steps="n/a")
+
+
+BASE = {200_000: 9.0, 400_000: 8.0, 800_000: 8.0}
+
+
+def test_speedup_that_a_figure_gives_only_at_one_target_is_found() -> None:
+    """Ours has 8.0 at 250k, between its readings, so the factors are 400 / 250 and 800 / 250."""
+    ours = curve("ours", {200_000: 8.5, 300_000: 7.5})
+    (one,) = found("targets", speedup(3.2), *ours, *curve("base", BASE))
+    assert one.severity == "warning" and one.text.endswith(
+        "gives 1.6 to 3.2 (FID 8.0: 400k / 250k = 1.6, FID 8.0: 800k / 250k = 3.2)"
+    )
+    assert {"claim", "ours.200000", "ours.300000", "base.400000", "base.800000"} == set(one.ids)
+
+
+def test_reading_of_the_step_is_used_instead_of_the_readings_around_it() -> None:
+    reading = curve("ours", {1: 400_000.0}, measure="steps_to_FID_8.0")
+    ours = curve("ours", {200_000: 8.5, 300_000: 7.5})
+    (one,) = found("targets", speedup(3.2), *ours, *reading, *curve("base", BASE))
+    assert "gives 1.0 to 2.0" in one.text
+
+
+@pytest.mark.parametrize(
+    ("base", "fields"),
+    [
+        ({400_000: 8.0}, {}),
+        (BASE, {"status": "table"}),
+        (BASE, {"dataset": "other"}),
+        (BASE, {"network": "other"}),
+        ({800_000: 9.0}, {}),
+    ],
+    ids=["same", "printed", "data", "network", "before_the_curve"],
+)
+def test_speedup_without_another_reading_has_no_finding(
+    base: dict[int, float], fields: dict[str, Any]
+) -> None:
+    ours = curve("ours", {200_000: 8.5, 300_000: 7.5}, **fields)
+    assert found("targets", speedup(1.6), *ours, *curve("base", base, **fields)) == []
+
+
+def test_2_8_times_of_self_flow_is_1_7_at_another_target(shipped: list[Finding]) -> None:
+    one = one_with(shipped, "targets", "sf.claim.2.8x")
+    assert "600k / 360k = 1.7" in one.text and "1M / 360k = 2.8" in one.text
+    assert [finding for finding in shipped if finding.rule == "targets"] == [one]
+
+
 def test_all_shipped_ratios_but_one_hold(shipped: list[Finding]) -> None:
     sit, repa = "repa.vanilla(T3).SiT-XL-2.7000000.FID", "repa.REPA(T3).SiT-XL-2.400000.FID"
     press = "sf.claim.7M-400k-143k"

@@ -47,13 +47,14 @@ class Encoded(NamedTuple):
 
 def data_path(spec: DataSpec, expected: str) -> Path:
     """Return `data.root` as an existing path. Raises `UserError` that describes what was expected."""
+    origin = f"; the data are {spec.origin}" if spec.origin else ""
     if not spec.root:
         raise UserError(
-            f"data.root is empty, but data.name = '{spec.name}' requires it; set it to {expected}"
+            f"data.root is empty, but data.name = '{spec.name}' requires it; set it to {expected}{origin}"
         )
     path = Path(spec.root).expanduser()
     if not path.exists():
-        raise UserError(f"data.root = {spec.root}: no such file or folder; expected {expected}")
+        raise UserError(f"data.root = {spec.root}: no such file or folder; expected {expected}{origin}")
     return path
 
 

@@ -156,6 +156,7 @@ def test_list_has_text_encoders_by_the_names_that_a_spec_takes() -> None:
         "minilm",
         "local:text",
         "random:text",
+        "stored",
         "open_clip:<model>",
         "transformers:<folder or name>",
     } == set(listed)

@@ -19,13 +19,14 @@ from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.metric_table import REFERENCE_FREE
 from harness.evaluation.obedience import known_cells, wanted_scene
 from harness.text.captions import open_captions
+from metrics.domain.geneval import TASKS, geneval
 from metrics.domain.obedience import EMPTY, KINDS, Attributes, Wanted, obedience, scene_reader
 from metrics.intervals import share
 from metrics.value import MetricError
 from tests.support.runs import tiny, trained
 
 CPU = torch.device("cpu")
-NAMES = [f"obeys:{kind}" for kind in KINDS]
+NAMES = [f"obeys:{kind}" for kind in (*KINDS, *TASKS)]
 TEXT = (
     "data.name=prompts", "backbone.kind=mmdit", "backbone.patch=8", "backbone.initial=released",
     "text.encoder=random:text", "text.length=16", "data.held_out=0.1", "eval.labels=balanced",
@@ -86,6 +87,15 @@ def test_every_true_scene_obeys_its_caption(prompts: Prompts, kind: str) -> None
     assert value.mean == 1 and value.n == stated
     assert kind != "binding" or 0 < value.n < len(truths) - one_group
     assert obedience(kind, shown, captions[1:] + captions[:1]).mean < 0.35
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_true_scene_fulfils_its_task(prompts: Prompts, task: str) -> None:
+    truths = [prompts.truth(index) for index in range(len(prompts))]
+    shown, captions = known_cells(truths), [wanted_scene(truth) for truth in truths]
+    value = geneval(task, shown, captions)
+    assert value.mean == 1 and 500 < value.n < len(prompts)
+    assert geneval(task, shown, captions[1:] + captions[:1]).mean < 0.35
 
 
 def scene(*cells: tuple[int, int, int] | None) -> Attributes:

@@ -18,11 +18,12 @@ from harness.errors import UserError
 from harness.records.record import Record
 from harness.text.captions import RunCaptions, open_captions
 from tests.harness.data.containers import tar_of
+from tests.harness.data.pictures import pixels, png
 from tests.harness.data.test_tar_captions import READ, members, texts
 from tests.harness.latents.test_import_layouts import states, uvit_files
 from tests.harness.latents.vae import save_vae
 from tests.support.encoded import content, encode
-from tests.support.latent_layouts import import_data, moments, write
+from tests.support.latent_layouts import attempt, import_data, moments, write
 from tests.support.runs import tiny, trained
 
 CPU = torch.device("cpu")
@@ -170,3 +171,16 @@ def test_data_without_stored_features_are_refused() -> None:
     spec = load_spec("prompts", [*STORED[:3], "text.length=77"])
     with pytest.raises(UserError, match="needs stored features of captions"):
         open_captions(spec, open_dataset(spec.data), CPU)
+
+
+def test_images_in_another_order_than_their_numbers_are_refused(tmp_path: Path) -> None:
+    """Sorted by name, 10.png is the third picture, and belongs to latent 10.npy."""
+    root = write(tmp_path / "coco", uvit_files(moments(N, logvar=True)[:, 0]))
+    unpadded = {f"{n}.png": png(pixels()[n % 8]) for n in range(N)}
+    result = attempt(
+        root, tmp_path / "o", "--images", str(write(tmp_path / "a", unpadded)), "--resolution", "32"
+    )
+    assert isinstance(result.exception, UserError)
+    assert "image 2 in the order of names is 10.png" in str(result.exception)
+    padded = {f"{n:06d}.png": content for n, content in enumerate(unpadded.values())}
+    import_data(root, tmp_path / "o", "--images", str(write(tmp_path / "b", padded)), "--resolution", "32")
