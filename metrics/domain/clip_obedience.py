@@ -38,7 +38,7 @@ STILL = 4
 
 @dataclass(frozen=True)
 class Facts:
-    """What clips show, or what captions state: integers (N,), `UNKNOWN` where it is open."""
+    """Facts that clips show, or that captions state: integers (N,), `UNKNOWN` if they are open."""
 
     object: np.ndarray
     """The object's class."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -118,6 +119,11 @@ def test_prompt_draws_a_film_with_sound_and_is_in_the_picture(record: Record, tm
     first, second = drawn.values()
     # Two rows of eight frames of 16x16, enlarged four times, above a waveform.
     assert first.shape == (2 * (64 + 32) + 4, 8 * 64) and (first != second).any()
+    words = [str(record.path), "-n", "2", "-o", str(tmp_path / "a.mp4"), "--prompt", "a seven bounces"]
+    CliRunner().invoke(sample_command, words, catch_exceptions=False)
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        assert len(film.streams.video) == len(film.streams.audio) == 1
+        assert json.loads(film.metadata["comment"]) == ["a seven bounces"] * 2
 
 
 def test_generated_clips_are_compared_with_their_own_captions(
