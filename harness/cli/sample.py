@@ -1,9 +1,9 @@
-"""`flowrace sample`: samples of a run as an image grid or an .npz file."""
+"""`flowrace sample`: samples of a run as an image grid, a film with sound, or an .npz file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,6 +19,7 @@ Example:
   flowrace sample runs/first/0123456789ab -n 50000 --npz samples.npz --set eval.guidance=1.5
   flowrace sample runs/imported/0123456789ab -n 64 --set data.codec=sd-vae:sd-vae-ft-ema
   flowrace sample runs/films/0123456789ab -n 4 -o films.png --waveform
+  flowrace sample runs/bounce-prompts/0123456789ab -n 4 --prompt "a seven bounces twice, fast" -o seven.mp4
   flowrace sample runs/prompts/0123456789ab --prompt "a small red seven left of two large blue ones"
   flowrace sample runs/prompts/0123456789ab --prompts prompts.txt -n 40 --set eval.guidance=2
   torchrun --nproc-per-node 8 -m harness.cli.main sample runs/first/0123456789ab -n 50000 --npz samples.npz
@@ -34,7 +35,8 @@ Example:
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File: .png for a grid, .npz for ADM's evaluator (arr_0, NHWC, uint8). Default: samples.png.",
+    help="File: .png for a grid, .mp4 for videos with their sound (extra video), .npz for ADM's evaluator "
+    "(arr_0, NHWC, uint8). Default: samples.png.",
 )
 @click.option(
     "--npz",
@@ -81,8 +83,11 @@ def sample(
     if output and npz:
         raise UserError("--output and --npz both name the file to write; give one of them")
     output = output or npz or Path("samples.png")
-    if output.suffix not in (".png", ".npz"):
-        raise UserError(f"--output {output}: the file must end in .png (a grid) or .npz (ADM's layout)")
+    if output.suffix not in (".png", ".npz", ".mp4"):
+        raise UserError(
+            f"--output {output}: the file must end in .png (a grid), .mp4 (videos with sound) or .npz (ADM's "
+            "layout)"
+        )
     _check_free(output, overwrite)
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: no such folder {output.parent}")
@@ -91,7 +96,6 @@ def sample(
 
     from harness.data.dataset import pictured, shapes_of
     from harness.evaluation.npz_export import check_classes, draw_bulk
-    from harness.evaluation.sample_grid import films, picture
     from harness.runtime.distributed import join
     from harness.runtime.environment import prepare
 
@@ -101,6 +105,11 @@ def sample(
     if output.suffix == ".npz" and dataset.modality != "image":
         raise UserError(
             f"{output}: an .npz in ADM's layout holds images, but these samples are {dataset.modality}; "
+            "write a .png"
+        )
+    if output.suffix == ".mp4" and dataset.modality != "joint":
+        raise UserError(
+            f"{output}: an .mp4 holds videos with their sound, but these samples are {dataset.modality}; "
             "write a .png"
         )
     if waveform and (dataset.modality != "joint" or output.suffix != ".png"):
@@ -115,8 +124,7 @@ def sample(
         if output.suffix == ".npz":
             draw_bulk(drawing.model, drawing.job, drawing.conditions, output, world, drawing.decode)
         elif world.main:
-            draw = films if waveform else picture
-            _draw_grid(drawing, output, shapes_of(pictured(dataset)), draw)
+            _write(drawing, output, shapes_of(pictured(dataset)), waveform)
         if world.main:
             click.echo(output)
 
@@ -126,17 +134,23 @@ def _check_free(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} already exists; give another --output, or --overwrite")
 
 
-def _draw_grid(drawing: Drawing, output: Path, shapes: Any, draw: Any) -> None:
+def _write(drawing: Drawing, output: Path, shapes: Sequence[tuple[int, ...]], waveform: bool) -> None:
+    """Draw the samples, and write them as a grid or as a film, with their captions."""
     import numpy as np
     import torch
 
-    from harness.evaluation.sample_grid import png
+    from harness.evaluation.film_file import film
+    from harness.evaluation.sample_grid import films, picture, png
     from harness.files.files import write_atomic
 
-    parts = list(drawing.batches())
+    x = torch.cat(list(drawing.batches())).numpy()
+    captions = drawing.conditions.texts(np.arange(drawing.job.spec.samples))[:SHOWN]
+    if output.suffix == ".mp4":
+        content = film(x, shapes, captions)
+    else:
+        content = png((films if waveform else picture)(x, shapes), captions)
     try:
-        captions = drawing.conditions.texts(np.arange(drawing.job.spec.samples))
-        write_atomic(output, png(draw(torch.cat(parts).numpy(), shapes), captions[:SHOWN]))
+        write_atomic(output, content)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
 

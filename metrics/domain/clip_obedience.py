@@ -2,8 +2,8 @@
 
 A clip shows an object, a number of events and a tempo, for example a digit that bounces twice, fast. A
 network reads all three from the video or from the sound alone. It is trained on clips whose facts are known,
-and on still copies of some, which have no event. Its weights are a pure function of clips, facts and recipe
-(one thread, a separate random stream), cached under a hash of all three.
+and on copies of some in which the first frame stays, which have no event. Its weights are a pure function of
+clips, facts and recipe (one thread, a separate random stream), cached under a hash of all three.
 
 Only captions that state the attribute count. If several readers are given, for example one for the video and
 one for its sound, a clip obeys if it does for all of them.
@@ -33,12 +33,12 @@ STEPS, LEARNING_RATE = 500, 4e-3
 UNKNOWN = -1
 """The value of an attribute that is not known, or that a caption does not state."""
 STILL = 4
-"""Every fourth clip of the training set also has a still copy."""
+"""Every fourth clip of the training set also has a copy in which the first frame stays."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What clips show, or what captions state: integers (N,), `UNKNOWN` where it is open."""
+    """Facts that clips show, or that captions state: integers (N,), `UNKNOWN` if they are open."""
 
     object: np.ndarray
     """The object's class."""

@@ -16,6 +16,7 @@ from harness.backbone.tokens import Part
 from harness.config.spec import TimeSpec
 from harness.costs.flops import EMA_FLOPS, OPTIMIZER_FLOPS, count
 from harness.encoders.base import Architecture
+from harness.errors import UserError
 from methods.common.method import Method, Needs
 from methods.flow import Flow
 from tests.methods.conftest import few_methods_fast
@@ -31,10 +32,12 @@ from tests.support.conformance import (
     step,
     student,
 )
+from tests.support.modal import REFUSED, method_words, modal
 from tests.support.runs import tiny
 
 LATENT = MMDiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)
 JOINT = replace(OF_TEXT, shape=(3, 2, 8, 8), beside=(Part((4, 6), (2,)),))
+CAPTIONED = ("backbone.kind=mmdit", "text.encoder=random:text", "text.length=16")
 
 
 @few_methods_fast
@@ -151,10 +154,16 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
 
 @few_methods_fast
 def test_method_trains_on_video_with_sound_and_text(method: type[Method]) -> None:
-    """One text for both parts, which have separate times, and of which some samples lack one."""
+    """One text for both parts, which have separate times, and of which some samples lack one.
+
+    A method that cannot is refused by name when its spec is resolved.
+    """
     config = configured(method)
     if config.needs().encoders or not method.parts_apart:
-        pytest.skip("refused for a video with its sound: its encoder reads one modality, or patches differ")
+        reason = REFUSED["joint", config.name]
+        with pytest.raises(UserError, match=reason):
+            modal("joint", *CAPTIONED, *method_words(config.name))
+        return
     time = TimeSpec(apart=method.times_apart)
     objective = method.build(config, JOINT, time=time, weights=(0.5, 0.5))
     initialize(objective, STREAMS, "method.")
@@ -167,6 +176,21 @@ def test_method_trains_on_video_with_sound_and_text(method: type[Method]) -> Non
     _, gradients = step(objective, pupil, given)
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     assert all(g.any() for name, g in gradients.items() if name.startswith(("context", "beside", "blocks.")))
+
+
+@few_methods_fast
+def test_method_equals_flow_bit_for_bit_when_off_on_video_with_sound(method: type[Method]) -> None:
+    """Promise 2 with two parts and one text; without its knobs, a method needs no encoder of one modality."""
+    results = []
+    for cls, settings in ((Flow, {}), (method, method.Config.off)):
+        config = configured(cls, **settings)
+        objective = cls.build(config, JOINT, weights=(0.3, 0.7))
+        pupil = student(Needs(), JOINT)
+        given = batch(Needs(), backbone=JOINT)
+        given = replace(given, x0=STREAMS.normal("joint", given.index, JOINT.x_shape))
+        total, gradients = step(objective, pupil, given)
+        results.append({"total": total, **gradients})
+    assert same(*results)
 
 
 def test_undropped_teacher_reads_the_captions_of_dropped_samples() -> None:

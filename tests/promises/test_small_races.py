@@ -101,6 +101,14 @@ def test_joint_study_ends_with_its_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_study_of_captioned_clips_ends_with_its_report(tmp_path: Path) -> None:
+    """Both parts from one caption, and the video by itself, where REPA runs too."""
+    axes = STUDIES.table("bounce-prompts")["axes"] | {"seed": [0]}
+    runs = raced("bounce-prompts", tmp_path, {"axes": axes}, SMALL | {"text.encoder": "random:text"})
+    check_reported(tmp_path / "out", runs, arms=5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arms"), [("schedule", 12), ("self-flow-ablation", 10)])
 def test_studies_of_digits_end_with_their_report(name: str, arms: int, tmp_path: Path) -> None:
     """Every arm on two seeds."""

@@ -63,6 +63,10 @@ class Bounce:
     """Log-mel frames for each frame of video, for metrics that match clicks with impacts."""
 
     def __init__(self, spec: DataSpec) -> None:
+        if spec.caption_key not in ("", CAPTION_KEY):
+            raise UserError(
+                f"data.caption_key = {spec.caption_key}: the captions of bounce are generated; leave it out"
+            )
         self._digits, frames = Digits(spec), clip_length(spec, FRAMES)
         self.shape, self.beside = (1, frames, SIDE, SIDE), ((BANDS, PER_FRAME * frames),)
         drawn = Streams(0).uniform("data/bounce", range(len(self)), (4,)).numpy().astype(np.float64)
@@ -77,7 +81,7 @@ class Bounce:
         self._mels = mels_of(self.wave, len(self))
         content = hashlib.sha256(self._pixels.tobytes() + self._mels.tobytes())
         if spec.caption_key:
-            content.update(self._add_captions(spec.caption_key))
+            content.update(self._add_captions())
         self.fingerprint = content.hexdigest()[:16]
 
     position: np.ndarray
@@ -102,10 +106,8 @@ class Bounce:
         label = self._digits.sample(index % len(self._digits)).label
         return bounces(label, float(self.first[index]), float(self.period[index]), self.shape[1])
 
-    def _add_captions(self, key: str) -> bytes:
+    def _add_captions(self) -> bytes:
         """Set `captions`, and return the bytes that the fingerprint covers."""
-        if key != CAPTION_KEY:
-            raise UserError(f"data.caption_key = {key}: the captions of bounce are generated; leave it out")
         drawn = Streams(0).uniform("data/bounce/captions", range(len(self))).numpy()
         number = (drawn * 3).astype(int) + 1
         texts = [described(self.truth(i))[: number[i]] for i in range(len(self))]

@@ -17,6 +17,7 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.digits import read_digits
 from harness.runtime.random_streams import Streams
+from metrics.domain.geneval import TASKS
 
 T = TypeVar("T")
 SIDE, CELL, SAMPLES = 32, 16, 5000
@@ -102,7 +103,7 @@ class Prompts:
     classes = len(class_names)
     label_source = "the first object, row by row"
     caption_source = "generated"
-    states = ("object", "colour", "count", "position", "binding")
+    states = ("object", "colour", "count", "position", "binding", *TASKS)
     shape = (3, SIDE, SIDE)
 
     def __init__(self, spec: DataSpec) -> None:
