@@ -113,7 +113,9 @@ def sample(
         # Another command may have written the file in the meantime.
         _check_free(output, overwrite)
         if output.suffix == ".npz":
-            draw_bulk(drawing.model, drawing.job, drawing.conditions, output, world, drawing.decode)
+            draw_bulk(
+                drawing.model, drawing.job, drawing.conditions, output, world, drawing.decode, drawing.rule
+            )
         elif world.main:
             draw = films if waveform else picture
             _draw_grid(drawing, output, shapes_of(pictured(dataset)), draw)

@@ -139,7 +139,7 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
 def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluator: Evaluator) -> None:
     """Train from the step after `run.step` to the last one; every rank calls it."""
     train, method, phase, device = run.spec.train, run.method, run.meter.phase, world.device
-    objective = world.wrap(Objective(run), changing=run.spec.method.schedule.until is not None)
+    objective = world.wrap(Objective(run), changing=run.spec.method.until is not None)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=train.precision == "bfloat16")
     steps = range(run.step + 1, train.steps + 1)
     micro_batches = MicroBatches(steps, train.batch_size, train.accumulate, world.rank, world.size)
