@@ -30,6 +30,7 @@ from harness.encoders.base import Architecture, Encoder
 from harness.errors import UserError, unknown
 from harness.flow.batch import View
 from harness.flow.method import TrainingMethod
+from harness.flow.samplers import Rule, plain
 
 PIECES = 48
 """Pieces of compiled code of a run: passes of student, teacher and samplers, with and without guidance, for
@@ -64,6 +65,8 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
     needs = spec.method.needs()
+    if needs.outputs:
+        config = replace(config, outputs=needs.outputs)
     if not needs.summary:
         return config
     first = architecture(needs.encoders[0].name, pictured(dataset), config.grid)
@@ -114,6 +117,15 @@ def build_method(
     return cls.build(
         spec.method, backbone, time=spec.time, encoder_dims=tuple(encoder_dims), weights=tuple(weights)
     )
+
+
+def sampling_rule(spec: RunSpec, dataset: Dataset) -> Rule:
+    """Return the velocity that samplers integrate for the method of a spec."""
+    if registry.load("method", spec.method.name).velocity is TrainingMethod.velocity:
+        return plain
+    # Only settings are read, so the method has no encoder, and its modules take no memory.
+    with torch.device("meta"):
+        return build_method(spec, backbone_config(spec, dataset), ()).velocity
 
 
 def encoder_architectures(spec: RunSpec, dataset: Dataset) -> list[Architecture]:

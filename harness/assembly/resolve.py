@@ -193,10 +193,22 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
             f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose extra token "
             "needs the encoder's output in an evaluation; remove the metric"
         )
-    if spec.eval.guidance_low > spec.eval.guidance_high:
+    _check_guidance(spec, where)
+
+
+def _check_guidance(spec: RunSpec, where: str) -> None:
+    """Raise `UserError` for an empty interval of guidance, and for a guidance that the method lacks."""
+    for name in ("guidance", "method_guidance"):
+        low, high = getattr(spec.eval, f"{name}_low"), getattr(spec.eval, f"{name}_high")
+        if low > high:
+            raise UserError(
+                f"{where}: eval.{name}_low = {low} is above eval.{name}_high = {high}; choose a lower one"
+            )
+    own = spec.eval.method_guidance
+    if own != 1 and not registry.load("method", spec.method.name).guides:
         raise UserError(
-            f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high = "
-            f"{spec.eval.guidance_high}; choose a lower one"
+            f"{where}: eval.method_guidance = {own}, but {spec.method.name} does not guide; "
+            "leave it out (eval.guidance is classifier-free guidance)"
         )
 
 

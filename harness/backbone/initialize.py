@@ -7,12 +7,16 @@ released    PyTorch's defaults, because REPA's models/mmdit.py initialises nothi
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from harness.runtime.random_streams import Streams
+
+FINAL = re.compile(r"final_layer(s\.\d+)?\.linear")
+"""Names of the linear layers that predict a velocity: of the last layer, and of further ones."""
 
 
 @torch.no_grad()
@@ -43,7 +47,7 @@ def initialize(
 def _initial(name: str, shape: torch.Size, streams: Streams, stream: str) -> Tensor:
     if name.endswith("norm.weight"):
         return torch.ones(shape)
-    if len(shape) < 2 or "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+    if len(shape) < 2 or "adaLN_modulation" in name or FINAL.match(name):
         return torch.zeros(shape)
     if name.startswith(("t_embedder.", "y_embedder.")):
         return 0.02 * streams.normal(stream, [0], shape)[0]

@@ -29,6 +29,7 @@ from harness.backbone.attention import Attends, attention
 from harness.backbone.condition import CLIP_L, Condition, SharedText, Text, TextShape
 from harness.backbone.network import Backbone, BackboneConfig, Mlp, Prediction, modulate
 from harness.backbone.rotary import rotate
+from harness.backbone.routing import Route, Surroundings, everywhere
 from harness.backbone.times import Times
 
 TextTime = Literal["mean", "min", "clean"]
@@ -80,6 +81,8 @@ class MMDiT(Backbone):
         groups: Tensor | None = None,
         extra: Tensor | None = None,
         heads: Collection[int] = (),
+        outputs: Collection[int] = (),
+        route: Route | None = None,
     ) -> Prediction:
         """Predict the velocity for texts y; see `Backbone`. Layers and heads are those of the image stream.
 
@@ -100,21 +103,29 @@ class MMDiT(Backbone):
             text, rows = text[rows], None
         if turns is not None:
             turns = torch.cat([_unturned(turns, text.shape[1]), turns], dim=1)
-        hidden, queries_keys = {}, {}
+        if route is not None and extra is not None:
+            route = route.with_extra()
+        around, given = None, (full := Surroundings(c_BKD, times, mask, turns))
+        hidden, queries_keys, velocities = {}, {}, {}
         for layer, block in enumerate(self.blocks, start=1):
-            text, h, compared = self._run_block(
-                block, text, h, c_text, c_BKD, times, mask, turns, rows, layer != stop_after
-            )
+            if route is not None and layer == route.first:
+                around, h, given = h, route.taken(h), route.inside(full, ahead=text.shape[1])
+            text, h, compared = self._run_block(block, text, h, c_text, *given, rows, layer != stop_after)
             rows = None
+            if route is not None and layer == route.last:
+                h, around, given = everywhere(h, around, route), None, full
             if layer in taps:
-                hidden[layer] = h
+                hidden[layer] = everywhere(h, around, route)
             if layer in heads:
                 queries_keys[layer] = compared
+            if layer in outputs:
+                tokens = everywhere(h, around, route)
+                velocities[layer] = self._velocity_at(layer, tokens, c_BKD, times)
             if layer == stop_after:
                 # Only the teacher stops early, and its caller does not read the velocity.
-                return Prediction(cast(Tensor, None), hidden, heads=queries_keys)
+                return Prediction(cast(Tensor, None), hidden, heads=queries_keys, outputs=velocities)
         velocity, extra = self._velocity(h, c_BKD, times, extra is not None)
-        return Prediction(velocity, hidden, extra, queries_keys)
+        return Prediction(velocity, hidden, extra, queries_keys, velocities)
 
     def _text(self, y: Condition | SharedText) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the tokens (U, L, D) of U texts, the text of each sample, and the mask (B, L) of attended
@@ -187,7 +198,7 @@ class JointBlock(Attends):
             (q,) = self._heads(own, 1)
             k, v = self._heads(torch.cat([_of(rows, context.attn.keys_values(side)), others], dim=1), 2)
         if turns is not None:
-            q, k = rotate(q, turns[:, -q.shape[2] :]), rotate(k, turns)
+            q, k = rotate(q, turns[..., -q.shape[2] :, :]), rotate(k, turns)
         if mask is not None:
             # One row for all queries, or one for each.
             mask = mask[:, :, -q.shape[2] :]

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from harness.backbone.condition import Condition
 from harness.backbone.embed import ExtraEmbed, PatchEmbed, TimestepEmbedder
 from harness.backbone.rotary import rotation
+from harness.backbone.routing import Route
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part, positions, split_parts, unpatchify
@@ -45,12 +46,20 @@ class BackboneConfig:
     """Other parts in the sequence of a video, namely its sound. Then x is a vector, with the video first."""
     positions: Literal["sincos", "rotary"] = "sincos"
     """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
+    outputs: tuple[int, ...] = ()
+    """Layers (1-based) that have a further final layer, which predicts a velocity from their output."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
         kind = self.parts[0].kind
         if self.beside and kind != "video":
             raise ValueError(f"only a video can have other parts, but the first part is {kind}")
+        if self.outputs and self.extra:
+            raise ValueError("a network with an extra token has no further final layers")
+        if beyond := [layer for layer in self.outputs if not 1 <= layer < self.size.depth]:
+            raise ValueError(
+                f"a further final layer is at layers 1 to {self.size.depth - 1}, but got layer {beyond[0]}"
+            )
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -118,6 +127,8 @@ class Prediction(NamedTuple):
     heads: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
     """Layer n -> queries and keys of block n as attention compares them, each (B, N, T, D / N), for requested
     layers."""
+    outputs: Mapping[int, Tensor] = MappingProxyType({})
+    """Layer n -> the velocity, shaped like x, of the further final layer at block n, for requested layers."""
 
 
 class Backbone(nn.Module):
@@ -149,13 +160,18 @@ class Backbone(nn.Module):
         groups: Tensor | None = None,
         extra: Tensor | None = None,
         heads: Collection[int] = (),
+        outputs: Collection[int] = (),
+        route: Route | None = None,
     ) -> Prediction:
         """Predict the velocity of x (B, *x_shape) at K times per sample, for conditions y of B samples.
 
         `taps` lists the layers whose output is returned, and `heads` those whose queries and keys are
-        returned. `stop_after` ends the pass after that layer. With `groups` (B, T), tokens attend only within
-        their group. `extra` (B, E) is the extra token, which has the sample's single level and no position;
-        None leaves it out.
+        returned. `outputs` lists those of `config.outputs` whose velocity is predicted too. `stop_after` ends
+        the pass after that layer. With `groups` (B, T), tokens attend only within their group. `extra` (B, E)
+        is the extra token, which has the sample's single level and no position; None leaves it out.
+
+        With `route`, some tokens skip some blocks. In the output of a block that they skip, they have the
+        values with which they return. Queries and keys of such a block are those of the other tokens only.
         """
         raise NotImplementedError
 
@@ -179,6 +195,8 @@ class Backbone(nn.Module):
         config, width = self.config, self.config.size.width
         outputs = [part.token_values * (2 if config.learn_sigma else 1) for part in config.parts]
         self.final_layer = FinalLayer(width, outputs, config.extra)
+        if config.outputs:
+            self.final_layers = nn.ModuleDict({str(n): FinalLayer(width, outputs, 0) for n in config.outputs})
         self.beside_embedders = nn.ModuleList(PatchEmbed(part, width) for part in config.parts[1:])
         if config.extra:
             self.extra_embedder = ExtraEmbed(config.extra, width)
@@ -200,6 +218,13 @@ class Backbone(nn.Module):
         counts = [part.tokens for part in self.config.parts]
         out, extra = self.final_layer(h, c_BKD, times, has_extra, counts)
         return self._assembled(out), extra
+
+    def _velocity_at(self, layer: int, h: Tensor, c_BKD: Tensor, times: Times) -> Tensor:
+        """Return the velocity of x from the output of a layer with a further final layer."""
+        if layer not in self.config.outputs:
+            raise ValueError(f"layer {layer} has no further final layer; it needs BackboneConfig.outputs")
+        counts = [part.tokens for part in self.config.parts]
+        return self._assembled(self.final_layers[str(layer)](h, c_BKD, times, False, counts)[0])
 
     # Any: the arguments and the outputs of a block.
     def _run_block(self, block: nn.Module, *args: Any) -> Any:

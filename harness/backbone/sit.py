@@ -21,6 +21,7 @@ from harness.backbone.attention import Attention
 from harness.backbone.condition import Condition
 from harness.backbone.embed import LabelEmbedder
 from harness.backbone.network import Backbone, BackboneConfig, Mlp, Prediction, modulate
+from harness.backbone.routing import Route, Surroundings, everywhere
 from harness.backbone.times import Times
 
 __all__ = ["Block", "Prediction", "SiT", "SiTConfig"]
@@ -60,6 +61,8 @@ class SiT(Backbone):
         groups: Tensor | None = None,
         extra: Tensor | None = None,
         heads: Collection[int] = (),
+        outputs: Collection[int] = (),
+        route: Route | None = None,
     ) -> Prediction:
         """Predict the velocity for labels y (B,), of which `classes` is the null label; see `Backbone`."""
         if not isinstance(y, Tensor):
@@ -71,18 +74,28 @@ class SiT(Backbone):
         c_BKD = F.silu(c_BKD)
         mask = None if groups is None else (groups[:, None, :, None] == groups[:, None, None, :])
         h, turns = self._tokens(x, extra)
-        hidden, queries_keys = {}, {}
+        if route is not None and extra is not None:
+            route = route.with_extra()
+        around, given = None, (full := Surroundings(c_BKD, times, mask, turns))
+        hidden, queries_keys, velocities = {}, {}, {}
         for layer, block in enumerate(self.blocks, start=1):
-            h, compared = self._run_block(block, h, c_BKD, times, mask, turns)
+            if route is not None and layer == route.first:
+                around, h, given = h, route.taken(h), route.inside(full)
+            h, compared = self._run_block(block, h, *given)
+            if route is not None and layer == route.last:
+                h, around, given = everywhere(h, around, route), None, full
             if layer in taps:
-                hidden[layer] = h
+                hidden[layer] = everywhere(h, around, route)
             if layer in heads:
                 queries_keys[layer] = compared
+            if layer in outputs:
+                tokens = everywhere(h, around, route)
+                velocities[layer] = self._velocity_at(layer, tokens, c_BKD, times)
             if layer == stop_after:
                 # Only the teacher stops early, and its caller does not read the velocity.
-                return Prediction(cast(Tensor, None), hidden, heads=queries_keys)
+                return Prediction(cast(Tensor, None), hidden, heads=queries_keys, outputs=velocities)
         velocity, extra = self._velocity(h, c_BKD, times, extra is not None)
-        return Prediction(velocity, hidden, extra, queries_keys)
+        return Prediction(velocity, hidden, extra, queries_keys, velocities)
 
 
 class Block(nn.Module):

@@ -48,6 +48,12 @@ class Times:
         """Return tau, (B, T), or (B, 1) if all tokens share one level."""
         return self.levels if self.which is None else self.select(self.levels[:, :, None])[:, :, 0]
 
+    def of_tokens(self, rows: Tensor) -> Times:
+        """Return the times of some tokens of each sample; rows: (B, S) int64."""
+        if self.which is not None:
+            return Times(self.levels, self.which.gather(1, rows))
+        return self if self.levels.shape[1] == 1 else Times(self.levels.gather(1, rows))
+
     def shares(self, counted: Tensor | None = None) -> Tensor:
         """Return the share of a sample's tokens that have each level, (B, K) float32.
 

@@ -122,7 +122,9 @@ def sample(
         # Another command may have written the file in the meantime.
         _check_free(output, overwrite)
         if output.suffix == ".npz":
-            draw_bulk(drawing.model, drawing.job, drawing.conditions, output, world, drawing.decode)
+            draw_bulk(
+                drawing.model, drawing.job, drawing.conditions, output, world, drawing.decode, drawing.rule
+            )
         elif world.main:
             _write(drawing, output, shapes_of(pictured(dataset)), waveform)
         if world.main:

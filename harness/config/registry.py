@@ -31,6 +31,8 @@ METHODS = {
     "dispersive": "methods.dispersive:Dispersive",
     "sra2": "methods.sra2:Sra2",
     "contrastive_flow": "methods.contrastive_flow:ContrastiveFlow",
+    "internal_guidance": "methods.internal_guidance:InternalGuidance",
+    "tread": "methods.tread:Tread",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",

@@ -271,6 +271,13 @@ class EmaSpec(Section):
 class EvalSpec(Section):
     """Evaluation of the EMA weights."""
 
+    later_fields: ClassVar[tuple[str, ...]] = (
+        "method_guidance",
+        "method_guidance_low",
+        "method_guidance_high",
+    )
+    """Fields that hashes of an evaluation leave out at their defaults, because earlier ones lack them."""
+
     every: int = Field(default=50_000, ge=1)
     """Steps between evaluations."""
     samples: int = Field(default=10_000, ge=2, le=COUNT)
@@ -289,6 +296,13 @@ class EvalSpec(Section):
     """Lowest time with guidance."""
     guidance_high: float = Field(default=1.0, ge=0, le=1)
     """Highest time with guidance."""
+    method_guidance: float = Field(default=1.0, ge=0, json_schema_extra=HASHED_IF_SET)
+    """Scale of the guidance that some methods have themselves, for example internal_guidance; 1 is no
+    guidance. It combines with classifier-free guidance."""
+    method_guidance_low: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    """Lowest time with the method's guidance."""
+    method_guidance_high: float = Field(default=1.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    """Highest time with the method's guidance."""
     labels: Literal["balanced", "random"] = "random"
     """Classes in equal numbers, or drawn uniformly."""
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -305,6 +319,11 @@ class EvalSpec(Section):
     """Samples per pass of the network."""
     grid: int = _free(40, ge=1, le=SIDE)
     """Number of images in the sample grid."""
+
+    @property
+    def unset(self) -> set[str]:
+        """The later fields that have no effect, since the method does not guide."""
+        return set(self.later_fields) if self.method_guidance == 1 else set()
 
 
 class RuntimeSpec(Section):
@@ -341,6 +360,9 @@ class Needs(NamedTuple):
     """Student layers whose output the loss reads (1-based)."""
     heads: tuple[int, ...] = ()
     """Student layers whose queries and keys the loss reads (1-based)."""
+    outputs: tuple[int, ...] = ()
+    """Layers (1-based) with a further final layer, whose velocity the loss or `velocity` reads. They are part
+    of the network from the first step to the last, and so of its checkpoints, EMA and cost."""
     undropped: bool = False
     """Put texts before drop into the batch, where labels before drop always are."""
     group: int = 1
@@ -397,6 +419,16 @@ class MethodConfig(Section):
         return 0.0
 
     @property
+    def scheduled(self) -> bool:
+        """True if `schedule` has an effect on these settings."""
+        return type(self).strength is not MethodConfig.strength
+
+    @property
+    def until(self) -> int | None:
+        """The last step of what the schedule ends; None if it does not end."""
+        return self.schedule.until
+
+    @property
     def horizon(self) -> str:
         """The setting by which a step depends on the number of steps of the run; empty if none does."""
         return ""
@@ -414,7 +446,7 @@ class MethodConfig(Section):
 
         Raises ValueError ("field = value: what is allowed") for a setting that this backbone cannot have.
         """
-        if self.schedule != Schedule() and type(self).strength is MethodConfig.strength:
+        if self.schedule != Schedule() and not self.scheduled:
             raise ValueError(f"schedule: {self.name} has no alignment term to schedule; leave it out")
         return self
 

@@ -11,13 +11,14 @@ include the recomputation of activation checkpointing, which the count of FLOPs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.assembly.batch_split import check_batch_split
-from harness.assembly.build import backbone_config, weightless
+from harness.assembly.build import backbone_config, sampling_rule, weightless
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec, RunSpec
 from harness.costs.captions import CaptionCost, caption_cost
@@ -102,8 +103,13 @@ def evaluation_flops(spec: RunSpec) -> int:
     evaluations = -(-spec.train.steps // spec.eval.every)
     sampled = [name for name in spec.eval.metrics if name != HELD_OUT_LOSS]
     each = spec.eval.samples if sampled else min(spec.eval.samples, spec.eval.grid)
-    drawn = each * spec.eval.replicates * passes(spec.eval)
-    return evaluations * (drawn + _loss_passes(spec)) * _forward_flops(spec)
+    drawn, own = each * spec.eval.replicates * passes(spec.eval), spec.eval
+    plain = _forward_flops(spec)
+    # Only in its interval of times, the method's guidance has its own cost.
+    share = own.method_guidance_high - own.method_guidance_low if own.method_guidance != 1 else 0.0
+    guided = round(drawn * share)
+    added = _forward_flops(spec, own.method_guidance) - plain if guided else 0
+    return evaluations * ((drawn + _loss_passes(spec)) * plain + guided * added)
 
 
 def _loss_passes(spec: RunSpec) -> int:
@@ -129,13 +135,15 @@ def passes(spec: EvalSpec) -> int:
 
 
 @torch.no_grad()
-def _forward_flops(spec: RunSpec) -> int:
-    """Return the FLOPs of one pass of one sample."""
-    model = weightless(backbone_config(spec, outlined(spec.data)))
+def _forward_flops(spec: RunSpec, scale: float = 1.0) -> int:
+    """Return the FLOPs of the velocity of one sample, at a scale of the method's guidance."""
+    dataset = outlined(spec.data)
+    model, rule = weightless(backbone_config(spec, dataset)), sampling_rule(spec, dataset)
     with torch.device("meta"):
         x, y = torch.empty(1, *model.config.x_shape), model.config.blank_condition(1)
         times = Times.per_sample(torch.zeros(1))
         extra = torch.empty(1, model.config.extra) if model.config.extra else None
+    asked = {"extra": extra} if extra is not None else {}
     with FlopCounterMode(display=False) as counter:
-        model(x, times, y, extra=extra)
+        rule(partial(model, **asked), x, times, y, scale=scale, null=y)
     return counter.get_total_flops()

@@ -77,7 +77,7 @@ def count_spec(spec: RunSpec) -> Cost:
 def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()) -> Cost:
     """Count the training steps of a method with the architectures of its encoders, on the meta device."""
     parameters = sum(p.numel() for p in weightless(method.setting.backbone).parameters())
-    first, until = _count_step(method, spec, 1, encoders), method.config.schedule.until
+    first, until = _count_step(method, spec, 1, encoders), method.config.until
     if until is None or until >= spec.train.steps:
         return Cost(first, spec.train.steps, parameters)
     after = _count_step(method, spec, until + 1, encoders)
@@ -91,7 +91,7 @@ def count_once(
 
     A process counts specs once that differ in seed, rates or number of steps only.
     """
-    until = method.config.schedule.until
+    until = method.config.until
     changes = until is not None and until < spec.train.steps
     sizes = [(encoder.dim, encoder.flops, encoder.heads) for encoder in encoders]
     key = type(method), repr((method.config, method.setting, spec.train.batch_size, changes, sizes))

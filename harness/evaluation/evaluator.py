@@ -34,6 +34,7 @@ from harness.evaluation.reference_free import prepared
 from harness.evaluation.sample_grid import picture, png
 from harness.files.files import write_atomic
 from harness.files.progress import announced
+from harness.flow.samplers import Rule, plain
 from harness.flow.sampling import NOT_FINITE, are_finite, as_pixels, draw
 from harness.latents.codec import decoder_of
 from harness.runtime.distributed import World
@@ -133,14 +134,15 @@ class Evaluator:
         note: Note = ignore,
         check: Callable[[Mapping[str, str]], None] = lambda _: None,
         captions: RunCaptions | None = None,
+        rule: Rule = plain,
     ) -> None:
         """Open the networks and prepare the real side.
 
         `captions` are those of the data set, for a run that is conditioned on them. `note` is called with
         what takes long. `check` is called with the sha256 of each network, and may raise, before real samples
-        are read.
+        are read. `rule` is the method's velocity at sampling.
         """
-        self.spec, self.device = spec, device
+        self.spec, self.device, self.rule = spec, device, rule
         self.world = world or World(0, 1, device)
         self.shape = x_shape(dataset)
         self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train)
@@ -149,7 +151,7 @@ class Evaluator:
         unseen = np.empty(0, dtype=np.int64) if held_out is None else held_out
         self.held_out_loss = None
         if HELD_OUT_LOSS in spec.metrics:
-            self.held_out_loss = HeldOutLoss(spec, dataset, unseen, captions, self.world)
+            self.held_out_loss = HeldOutLoss(spec, dataset, unseen, captions, self.world, rule)
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
         self._note = note
@@ -361,6 +363,7 @@ class Evaluator:
             index,
             conditions.condition(index),
             self.decode,
+            self.rule,
         )
 
     def _compare(self, passes: dict[str, FeaturePass]) -> tuple[dict[str, Value], dict[str, str]]:

@@ -30,6 +30,7 @@ from harness.data.dataset import Capabilities, Dataset, shapes_of, x_shape
 from harness.data.open import from_pixels, images
 from harness.evaluation.metric_table import HELD_OUT_LOSS
 from harness.flow.path import velocity_target
+from harness.flow.samplers import Rule, plain
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
 from harness.runtime.rounds import gather_round, rounds
@@ -59,8 +60,11 @@ class HeldOutLoss:
         held_out: np.ndarray,
         captions: RunCaptions | None,
         world: World,
+        rule: Rule = plain,
     ) -> None:
-        """`dataset` is the one that the network is trained on: latents, if it is trained on latents."""
+        """`dataset` is the one that the network is trained on: latents, if it is trained on latents. `rule`
+        is the method's velocity at sampling, here always without its guidance."""
+        self.rule = rule
         self.place = held_out[: spec.samples]
         self.spec, self.dataset, self.captions, self.world = spec, dataset, captions, world
         self.shapes = shapes_of(dataset)
@@ -102,7 +106,7 @@ class HeldOutLoss:
         for t in TIMES:
             level = Times.per_sample(torch.full((len(place),), t, device=device))
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                velocity = model((1 - t) * x0 + t * noise, level, y).velocity
+                velocity = self.rule(model, (1 - t) * x0 + t * noise, level, y)
             squares = split_parts((velocity.float() - target).square(), self.shapes)
             at_times.append(torch.stack([part.flatten(1).double().mean(dim=1) for part in squares], dim=1))
         return torch.stack(at_times, dim=1)

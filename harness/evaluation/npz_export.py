@@ -27,11 +27,14 @@ from harness.evaluation.conditions import Conditions
 from harness.files.files import replacing, take_lock, write_atomic
 from harness.files.parse import parse_json
 from harness.files.progress import progress_bar
+from harness.flow.samplers import Rule, plain
 from harness.flow.sampling import Decode, draw_batch
 from harness.records.record import LOCK
 from harness.runtime.distributed import World
 
 JOB = "job.json"
+NOT_DRAWN = {"every", "metrics", "grid", "replicates", "weights"}
+"""Fields of `eval` that samples do not depend on."""
 
 
 class Job(NamedTuple):
@@ -63,7 +66,7 @@ class Job(NamedTuple):
         unset |= set() if self.text else {"text"}
         fields = {
             **{name: value for name, value in self._asdict().items() if name not in unset},
-            "spec": self.spec.model_dump(exclude={"every", "metrics", "grid", "replicates", "weights"}),
+            "spec": self.spec.model_dump(exclude=NOT_DRAWN | self.spec.unset),
         }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -86,6 +89,7 @@ def draw_bulk(
     output: Path,
     world: World,
     decode: Decode | None = None,
+    rule: Rule = plain,
 ) -> None:
     """Draw the samples of a job into `output`, resuming from existing batches.
 
@@ -94,7 +98,7 @@ def draw_bulk(
     folder = output.with_name(f"{output.name}.parts")
     try:
         with _claimed(folder, job) if world.main else nullcontext():
-            _draw(model, job, conditions, output, folder, world, decode)
+            _draw(model, job, conditions, output, folder, world, decode, rule)
         if world.main:
             # Only after the lock is released, because a network file system does not remove an open file.
             shutil.rmtree(folder)
@@ -110,6 +114,7 @@ def _draw(
     folder: Path,
     world: World,
     decode: Decode | None,
+    rule: Rule,
 ) -> None:
     world.wait()
     own_ranges = job.ranges()[world.rank :: world.size]
@@ -120,7 +125,9 @@ def _draw(
         for part in missing:
             index = np.arange(part.start, part.stop)
             y = conditions.condition(index)
-            drawn = draw_batch(model, job.spec, job.drawn, conditions.null, world.device, index, y, decode)
+            drawn = draw_batch(
+                model, job.spec, job.drawn, conditions.null, world.device, index, y, decode, rule
+            )
             _store(folder, part, drawn)
             advance(len(part))
     world.wait()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import Condition
+from harness.backbone.routing import Route
 from harness.backbone.times import Times
 
 
@@ -90,9 +91,12 @@ class Draw:
     """(B, T) group of each token, not negative, for attention within groups; None for full attention."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Other draws of the method, by name."""
+    route: Route | None = None
+    """Tokens of the student's pass that skip some blocks; None for none."""
 
     def to(self, device: torch.device) -> Draw:
         """Return the draws on a device."""
         extra = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
         groups = None if self.groups is None else self.groups.to(device, non_blocking=True)
-        return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), groups, extra)
+        route = None if self.route is None else self.route.to(device)
+        return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), groups, extra, route)

@@ -11,9 +11,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
+from harness.backbone.condition import Condition, SharedText
 from harness.backbone.network import BackboneConfig
+from harness.backbone.times import Times
 from harness.config.spec import MethodConfig, Needs, TimeSpec
 from harness.flow.batch import Batch, Draw
+from harness.flow.samplers import Network, plain
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 
@@ -54,6 +57,11 @@ class TrainingMethod(nn.Module):
     parts_mixed: ClassVar[bool] = False
     """Support for samples that lack a part (`data.video_alone`). A second term must leave out the tokens of
     missing parts (methods/common/missing_parts.py)."""
+    student_cost: ClassVar[tuple[float, float]] = (1.0, 1.1)
+    """Least and most FLOPs of student and loss, relative to a plain step with the same number of times. The
+    weights of the method itself are not part of them. The conformance tests compare them with a count."""
+    guides: ClassVar[bool] = False
+    """Support for `eval.method_guidance`, the scale of the method's own guidance in `velocity`."""
 
     # Any: methods narrow the type of `config` to their own Config, which type checkers forbid for attributes.
     config: Any
@@ -88,6 +96,24 @@ class TrainingMethod(nn.Module):
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
         """Return the losses of a batch."""
         raise NotImplementedError
+
+    def velocity(
+        self,
+        model: Network,
+        x: Tensor,
+        times: Times,
+        y: Condition | SharedText,
+        *,
+        scale: float = 1.0,
+        null: Condition | SharedText | None = None,
+    ) -> Tensor:
+        """Return the velocity that samplers integrate, shaped like x; by default, that of the network.
+
+        `scale` is `eval.method_guidance` at this time, and 1 must give the network's own velocity. `null` is
+        the null condition of the samples, or None while the scale is 1. A sampler has no encoder and no
+        weights of the method: read only `config`, `setting` and the network.
+        """
+        return plain(model, x, times, y)
 
     def after_step(self, student: Student, step: int) -> None:
         """Update the method's own state after an optimizer step; by default, do nothing."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from harness.backbone.condition import Condition, SharedText, Text, shared
+from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -28,6 +29,56 @@ Noise = Callable[[int, Tensor], Tensor]
 
 SDE_LAST = 0.04
 """Time at which the SDE's noise ends, because its score -(x + (1 - t) v) / t is not defined at 0."""
+
+
+class Network(Protocol):
+    """A network as a sampler calls it. Keyword arguments are those of `Backbone.forward`."""
+
+    # Any: `outputs` and the others have different types.
+    def __call__(self, x: Tensor, times: Times, y: Condition | SharedText, **asked: Any) -> Prediction: ...
+
+
+class Rule(Protocol):
+    """The velocity that a sampler integrates; `TrainingMethod.velocity` is one."""
+
+    def __call__(
+        self,
+        model: Network,
+        x: Tensor,
+        times: Times,
+        y: Condition | SharedText,
+        *,
+        scale: float = 1.0,
+        null: Condition | SharedText | None = None,
+    ) -> Tensor: ...
+
+
+def plain(
+    model: Network,
+    x: Tensor,
+    times: Times,
+    y: Condition | SharedText,
+    *,
+    scale: float = 1.0,
+    null: Condition | SharedText | None = None,
+) -> Tensor:
+    """Return the network's velocity, the rule of a method that has no other."""
+    return model(x, times, y).velocity
+
+
+class Interval(NamedTuple):
+    """The scale of a guidance, which is 1 outside of an interval of times."""
+
+    scale: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+
+    def at(self, t: float) -> float:
+        """Return the scale at a time; 1 is no guidance."""
+        return self.scale if self.low <= t <= self.high else 1.0
+
+
+ALWAYS_OFF = Interval()
 
 
 class Sampler(Protocol):
@@ -72,31 +123,38 @@ SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "euler_maruyama": 
 
 
 def velocity_field(
-    model: Callable,
+    model: Network,
     y: Condition,
     *,
     null: int | Text,
     scale: float = 1.0,
     low: float = 0.0,
     high: float = 1.0,
+    rule: Rule = plain,
+    own: Interval = ALWAYS_OFF,
 ) -> Velocity:
     """Return v(x, t) of a network for conditions y of B samples, with classifier-free guidance while
     low <= t <= high.
+
+    `rule` returns the velocity from the network, and `own` is the scale of the method's guidance. With both
+    guidances, the rule applies to the two velocities that classifier-free guidance combines.
 
     v = v_null + scale (v_cond - v_null); scale 1 is no guidance. The interval is that of Kynkaanniemi et al.,
     arXiv 2404.07724. `null` is the null label, or the empty caption as a text of one sample. All samples have
     one time and the null half has one text, so what depends on those alone is computed for one row.
     """
     single, both = _single_and_both(y, null)
+    guidance, without = Interval(scale, low, high), _null_of(y, null) if own.scale != 1.0 else None
 
     def v(x: Tensor, t: float) -> Tensor:
         # The labels of samples differ, and are added to the time. Texts are not.
         rows = len(x) if isinstance(y, Tensor) else 1
         level = x.new_full((rows,), t, dtype=torch.float32)
-        if scale == 1.0 or not low <= t <= high:
-            return model(x, Times.per_sample(level), single).velocity
+        if guidance.at(t) == 1.0:
+            return rule(model, x, Times.per_sample(level), single, scale=own.at(t), null=without)
         level = level.repeat(2) if isinstance(y, Tensor) else level
-        velocity = model(torch.cat([x, x]), Times.per_sample(level), both).velocity
+        twice = None if without is None else _repeated(without)
+        velocity = rule(model, torch.cat([x, x]), Times.per_sample(level), both, scale=own.at(t), null=twice)
         conditional, null_velocity = velocity.chunk(2)
         return null_velocity + scale * (conditional - null_velocity)
 
@@ -114,6 +172,22 @@ def _single_and_both(y: Condition, null: int | Text) -> tuple[Tensor, Tensor] | 
         single = shared(y)
         return single, single.with_text(null)
     raise TypeError(f"the null condition of {type(y).__name__} cannot be {type(null).__name__}")
+
+
+def _null_of(y: Condition, null: int | Text) -> Tensor | SharedText:
+    """Return the null condition for each of the samples of y."""
+    if isinstance(null, int):
+        return torch.full(
+            (len(y),), null, dtype=torch.int64, device=y.device if isinstance(y, Tensor) else None
+        )
+    return SharedText(null, torch.zeros(len(y), dtype=torch.int64, device=null.features.device))
+
+
+def _repeated(null: Tensor | SharedText) -> Tensor | SharedText:
+    """Return a null condition for twice the number of samples."""
+    if isinstance(null, Tensor):
+        return null.repeat(2)
+    return SharedText(null.distinct, null.rows.repeat(2))
 
 
 def _slope(v: Velocity, x: Tensor, t: float) -> Tensor:

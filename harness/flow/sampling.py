@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.condition import Condition, Text
+from harness.backbone.condition import Condition, SharedText, Text
 from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
-from harness.flow.samplers import SAMPLERS, velocity_field
+from harness.flow.samplers import SAMPLERS, Interval, Network, Rule, plain, velocity_field
 from harness.runtime.random_streams import Streams
 
 Decode = Callable[[Tensor], Tensor]
@@ -34,13 +35,15 @@ def draw_batch(
     index: np.ndarray,
     y: Condition,
     decode: Decode | None = None,
+    rule: Rule = plain,
 ) -> Tensor:
     """Return the samples with indices (B,) and conditions y, uint8 (B, C, H, W) on the CPU.
 
-    `null` is the condition of guidance without one: the null label, or the empty caption. Raises `UserError`
+    `null` is the condition of guidance without one: the null label, or the empty caption. `rule` is the
+    method's velocity at sampling (`TrainingMethod.velocity`). Raises `UserError`
     if the samples are not finite.
     """
-    return draw_pixels(model, spec, shape, null, device, index, y, decode).cpu()
+    return draw_pixels(model, spec, shape, null, device, index, y, decode, rule).cpu()
 
 
 @torch.no_grad()
@@ -53,6 +56,7 @@ def draw(
     index: np.ndarray,
     y: Condition,
     decode: Decode | None = None,
+    rule: Rule = plain,
 ) -> Tensor:
     """Return samples in [-1, 1], float32 on the device, whose values may be beyond it or not finite.
 
@@ -67,6 +71,8 @@ def draw(
         scale=spec.guidance,
         low=spec.guidance_low,
         high=spec.guidance_high,
+        rule=rule,
+        own=Interval(spec.method_guidance, spec.method_guidance_low, spec.method_guidance_high),
     )
     z = _normal(streams, "eval_noise", index, shape, extra).to(device)
     noise = lambda i, x: _normal(streams, f"sde_noise/{i}", index, shape, extra).to(x)  # noqa: E731
@@ -85,9 +91,10 @@ def draw_pixels(
     index: np.ndarray,
     y: Condition,
     decode: Decode | None = None,
+    rule: Rule = plain,
 ) -> Tensor:
     """Return samples as uint8 on the device. Raises `UserError` if they are not finite."""
-    x = draw(model, spec, shape, null, device, index, y, decode)
+    x = draw(model, spec, shape, null, device, index, y, decode, rule)
     if not bool(are_finite(x).all()):
         raise UserError(f"{NOT_FINITE}; choose the weights of an earlier step with --step")
     return as_pixels(x)
@@ -103,12 +110,13 @@ def are_finite(x: Tensor) -> Tensor:
     return x.flatten(1).isfinite().all(1)
 
 
-def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times, Condition], Prediction]:
+def jointly(model: nn.Module, shape: tuple[int, ...]) -> Network:
     """Return a network over vectors (B, C H W + E): the image, then its extra token."""
 
-    def field(x: Tensor, times: Times, y: Condition) -> Prediction:
+    # Any: the keyword arguments of `Backbone.forward`.
+    def field(x: Tensor, times: Times, y: Condition | SharedText, **asked: Any) -> Prediction:
         image, extra = x.tensor_split([math.prod(shape)], dim=1)
-        prediction = model(image.unflatten(1, shape), times, y, extra=extra)
+        prediction = model(image.unflatten(1, shape), times, y, extra=extra, **asked)
         return Prediction(torch.cat([prediction.velocity.flatten(1), prediction.extra], dim=1), {})
 
     return field

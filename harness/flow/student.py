@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.backbone.condition import Condition
 from harness.backbone.network import BackboneConfig, Prediction
+from harness.backbone.routing import Route
 from harness.backbone.times import Times
 
 
@@ -33,15 +34,27 @@ class Student:
         groups: Tensor | None = None,
         extra: Tensor | None = None,
         heads: Collection[int] = (),
+        outputs: Collection[int] = (),
+        route: Route | None = None,
     ) -> Prediction:
-        return self.model(x, times, y, taps=taps, groups=groups, extra=extra, heads=heads)
+        return self.model(
+            x,
+            times,
+            y,
+            taps=taps,
+            groups=groups,
+            extra=extra,
+            heads=heads,
+            outputs=outputs,
+            route=route,
+        )
 
     def teach(
         self, x: Tensor, times: Times, y: Condition, *, layer: int, groups: Tensor | None = None
     ) -> Tensor:
         """Return the output (B, T, D) of the teacher's block `layer` (1-based), without gradient.
 
-        Deeper blocks do not run.
+        Deeper blocks do not run, and no token skips a block.
         """
         if self.ema is None:
             raise ValueError("this student has no teacher: it was built without an EMA network")

@@ -24,7 +24,8 @@ from harness.records.events import Event, read_events
 from harness.records.shapes import protocol_fault
 
 EVALUATIONS, PROTOCOLS = "evaluations.jsonl", "protocols.json"
-NO_GUIDANCE = {"guidance": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
+GUIDANCES = ("guidance", "method_guidance")
+"""Fields with the scale of a guidance; `_low` and `_high` are its interval of times."""
 
 
 @dataclass(frozen=True, order=True)
@@ -47,6 +48,10 @@ class Conditions:
     """Hash of the file of statistics that replaces the training samples, otherwise empty."""
     protocol: str = ""
     """Hash of a protocol of which only the hash is recorded, otherwise empty."""
+    method_guidance: float = 1.0
+    """Scale of the method's own guidance."""
+    method_guidance_low: float = 0.0
+    method_guidance_high: float = 1.0
 
     @classmethod
     def of_spec(cls, table: Mapping[str, Any], ema: str = "float32", reference: str = "") -> Self:
@@ -75,10 +80,12 @@ class Conditions:
         """Return conditions with numbers of their types, whether a file has `1` or `1.0`."""
         # Any: values of a TOML or JSON file.
         known: dict[str, Any] = {name: values[name] for name in values if name in cls.__dataclass_fields__}
-        known.update((name, float(known[name])) for name in NO_GUIDANCE)
-        # Without guidance, the interval of times with guidance has no effect.
-        if known["guidance"] == 1:
-            known.update(NO_GUIDANCE)
+        for scale in GUIDANCES:
+            low, high = f"{scale}_low", f"{scale}_high"
+            # Without guidance, the interval of times with guidance has no effect.
+            none = {scale: 1.0, low: 0.0, high: 1.0}
+            chosen = {name: float(known.get(name, none[name])) for name in none}
+            known.update(none if chosen[scale] == 1 else chosen)
         return cls(**known)
 
     def is_of_spec(self, table: Mapping[str, Any]) -> bool:
@@ -94,7 +101,11 @@ class Conditions:
     @property
     def key(self) -> str:
         """8 hex digits that identify the conditions, for file names."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        settings = asdict(self)
+        if self.method_guidance == 1:
+            # Conditions recorded before methods could guide have no such settings.
+            settings = {name: v for name, v in settings.items() if not name.startswith("method_guidance")}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     def name(self, among: Iterable[Conditions]) -> str:
         """Return the settings that distinguish these conditions from others; empty if nothing does.

@@ -113,7 +113,8 @@ def spec_fault(spec: Mapping[str, Any]) -> str:
     for name in ("samples", "sampler_steps", "seed", "every", "replicates"):
         if name in asked and not is_count(asked[name]):
             return f"eval.{name} is no whole number"
-    for name in ("guidance", "guidance_low", "guidance_high"):
+    scales = ("guidance", "method_guidance")
+    for name in (f"{scale}{end}" for scale in scales for end in ("", "_low", "_high")):
         if name in asked and not is_number(asked[name]):
             return f"eval.{name} is no finite number"
     for name in ("sampler", "labels", "precision", "reference"):

@@ -169,7 +169,7 @@ def _train(
 def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluator: Evaluator) -> None:
     """Train from the step after `run.step` to the last one, or to an early end; every rank calls it."""
     train, method, phase, device = run.spec.train, run.method, run.meter.phase, world.device
-    objective = world.wrap(Objective(run), changing=run.spec.method.schedule.until is not None)
+    objective = world.wrap(Objective(run), changing=run.spec.method.until is not None)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=train.precision == "bfloat16")
     # A run whose process died right before its early end trains no further.
     ended = journal.ends_early()

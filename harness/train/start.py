@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from harness.assembly.build import sampling_rule
 from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
 from harness.data.found import found_in
@@ -145,6 +146,7 @@ def open_evaluator(
         note=note,
         check=lambda found: check_same_weights(begun, network_weights(found), note),
         captions=captions,
+        rule=sampling_rule(spec, dataset),
     )
     if evaluator.undecoded:
         note(f"no samples are drawn: {evaluator.undecoded}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.evaluation.conditions import Conditions
     from harness.evaluation.evaluator import Result
     from harness.evaluation.npz_export import Job
+    from harness.flow.samplers import Rule
     from harness.flow.sampling import Decode
 
 
@@ -34,6 +35,8 @@ class Drawing(NamedTuple):
     conditions: Conditions
     decode: Decode | None
     device: torch.device
+    rule: Rule
+    """The method's velocity at sampling."""
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the samples in order, uint8 (B, C, H, W) on the CPU."""
@@ -53,6 +56,7 @@ class Drawing(NamedTuple):
                 index,
                 conditions.condition(index),
                 self.decode,
+                self.rule,
             )
 
 
@@ -106,6 +110,7 @@ def drawing_of_run(
     Without these, they are of all classes, or of the captions of evaluations. Raises `UserError` for a class
     or a step that the run does not have, and for prompts of a run that is not conditioned on text.
     """
+    from harness.assembly.build import sampling_rule
     from harness.data.dataset import pictured, x_shape
     from harness.evaluation.npz_export import Job, check_classes
     from harness.latents.codec import decoder_of
@@ -126,7 +131,8 @@ def drawing_of_run(
     job = Job(file_sha256(file), drawn, x_shape(dataset), labelled, classes, text=text)
     if decode is not None:
         job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
-    return Drawing(load_ema(file, spec, dataset, device), job, conditions, decode, device)
+    rule = sampling_rule(spec, dataset)
+    return Drawing(load_ema(file, spec, dataset, device), job, conditions, decode, device, rule)
 
 
 def _conditions(
@@ -182,6 +188,7 @@ def dataset_of_run(path: Path, data: DataSpec) -> Dataset:
 def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Path, Result]:
     """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is not
     changed."""
+    from harness.assembly.build import sampling_rule
     from harness.data.open import split
     from harness.evaluation.evaluator import Evaluator
     from harness.evaluation.metric_table import HELD_OUT_LOSS
@@ -195,7 +202,8 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     # Without held-out samples no noise floors are measured, which nothing reads here.
     unread = captions is None and HELD_OUT_LOSS not in spec.eval.metrics
     held_out = None if unread else sides.held_out
-    evaluator = Evaluator(spec.eval, dataset, sides.train, device, held_out, captions=captions)
+    rule = sampling_rule(spec, dataset)
+    evaluator = Evaluator(spec.eval, dataset, sides.train, device, held_out, captions=captions, rule=rule)
     result = evaluator(model)
     # The result is None only on ranks other than 0, and this is a single process.
     assert result is not None

@@ -86,9 +86,13 @@ class Encoded(Method):
         return mlp(self.setting.backbone.size.width, hidden, hidden, dim)
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        hidden = prediction.hidden[resolved_layer(self.config.layer)]
-        pairs = zip(self.projectors, batch.views, strict=True)
-        return torch.stack([self.compare(projector(hidden), view.tokens) for projector, view in pairs]).mean()
+        layer = resolved_layer(self.config.layer)
+        hidden, targets = prediction.hidden[layer], [view.tokens for view in batch.views]
+        if draw.route is not None and draw.route.covers(layer):
+            # Tokens that skip the layer have no output of it to align, as in SPRINT's release.
+            hidden, targets = draw.route.taken(hidden), [draw.route.taken(tokens) for tokens in targets]
+        pairs = zip(self.projectors, targets, strict=True)
+        return torch.stack([self.compare(projector(hidden), target) for projector, target in pairs]).mean()
 
     def compare(self, projected: Tensor, target: Tensor) -> Tensor:
         """Return the distance of projected tokens from an encoder's, both (B, T, dim), as a scalar."""

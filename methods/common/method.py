@@ -27,7 +27,14 @@ class Method(TrainingMethod):
         """Return noise and one time per sample, from the streams that all methods share."""
         t = part_times(self.setting.time, self.setting.backbone, streams, "time", batch.index)
         noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
-        return Draw(noise, times_of_parts(t, self.setting.backbone))
+        return self.draw_more(streams, batch, Draw(noise, times_of_parts(t, self.setting.backbone)))
+
+    def draw_more(self, streams: Streams, batch: Batch, draw: Draw) -> Draw:
+        """Return a draw with what this method adds to it, for example a route; by default, unchanged.
+
+        In a stack, several methods add to one draw, but only one may override `draw` itself.
+        """
+        return draw
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
         """Return L_gen + weight x L_align; while the weight is 0, L_align is not computed."""
@@ -35,7 +42,16 @@ class Method(TrainingMethod):
         x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone)
         needs = self.needs() if weight else Needs()
         groups = separated(draw.groups, batch, self.setting.backbone)
-        prediction = student(x_tau, draw.times, batch.y, taps=needs.taps, groups=groups, heads=needs.heads)
+        prediction = student(
+            x_tau,
+            draw.times,
+            batch.y,
+            taps=needs.taps,
+            groups=groups,
+            heads=needs.heads,
+            outputs=needs.outputs,
+            route=draw.route,
+        )
         flow = flow_loss(prediction.velocity, batch, draw, self.setting)
         if not weight:
             return Losses(flow, {"flow": flow})

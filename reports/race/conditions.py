@@ -11,12 +11,29 @@ from harness.records.evaluations import Conditions, varied
 from harness.records.record import Record
 from reports.race.protocols import protocols_of
 
-FIELDS = ("sampler", "sampler_steps", "guidance", "guidance_low", "guidance_high", "labels", "n_fake")
+FIELDS = (
+    "sampler",
+    "sampler_steps",
+    "guidance",
+    "guidance_low",
+    "guidance_high",
+    "method_guidance",
+    "method_guidance_low",
+    "method_guidance_high",
+    "labels",
+    "n_fake",
+)
 """The fields of a protocol that a reader needs next to a number, in order."""
 SETTINGS = tuple(field.name for field in fields(Conditions) if field.name not in ("ema", "protocol"))
 """The names that `--protocol` accepts."""
-FULL = {"guidance_low": 0.0, "guidance_high": 1.0}
-"""Values that need no mention: guidance at all times."""
+FULL = {
+    "guidance_low": 0.0,
+    "guidance_high": 1.0,
+    "method_guidance": 1.0,
+    "method_guidance_low": 0.0,
+    "method_guidance_high": 1.0,
+}
+"""Values that need no mention: guidance at all times, and no guidance of the method."""
 
 
 def conditions_of(record: Record, metric: str) -> list[dict[str, Any]]:
@@ -44,6 +61,9 @@ def _part(name: str, values: Sequence[Any]) -> str:
         "guidance": f"guidance {text}",
         "guidance_low": f"from time {text}",
         "guidance_high": f"up to time {text}",
+        "method_guidance": f"the method's guidance {text}",
+        "method_guidance_low": f"from time {text}",
+        "method_guidance_high": f"up to time {text}",
         "labels": f"{text} labels",
         "n_fake": f"n = {text} samples",
     }[name]

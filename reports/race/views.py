@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from harness.records.evaluations import Conditions, varied
+from harness.records.evaluations import GUIDANCES, Conditions, varied
 from reports.race.cells import RaceCell
 from reports.race.conditions import absent
 from reports.race.race import Race, race_at
@@ -25,6 +25,7 @@ NAMES = {
     "seed": "the seed of the evaluation",
     "labels": "the choice of labels",
     "precision": "the precision of sampling",
+    "method_guidance": "the method's guidance",
     "ema": "the precision of the kept weights",
 }
 """Names of settings in the question; others are their own name."""
@@ -78,9 +79,11 @@ def views_of(race: Race) -> tuple[View, ...]:
     every = list(dict.fromkeys(view for record in records for view in record.views))
     varying = varied(every) if every else []
     # The interval of times with guidance follows from whether there is guidance.
-    if "guidance" in varying:
-        scaled = [one for one in every if one.guidance != 1]
-        both = ("guidance_low", "guidance_high")
+    for scale in GUIDANCES:
+        if scale not in varying:
+            continue
+        scaled = [one for one in every if getattr(one, scale) != 1]
+        both = (f"{scale}_low", f"{scale}_high")
         varying = [name for name in varying if name not in both or (scaled and name in varied(scaled))]
     shown = {_key(record.shown_conditions, varying): None for record in records}
     keys = shown | dict.fromkeys(_key(one, varying) for one in every)
@@ -94,7 +97,8 @@ def views_of(race: Race) -> tuple[View, ...]:
 def varying_settings(race: Race) -> str:
     """Return what varies between the views, in words, for the question `Does ... change the ranking?`."""
     names = varied(list(dict.fromkeys(view for run in race.runs for view in run.record.views)))
-    names = [name for name in names if not (name.startswith("guidance_") and "guidance" in names)]
+    intervals = {scale: (f"{scale}_low", f"{scale}_high") for scale in GUIDANCES if scale in names}
+    names = [name for name in names if not any(name in interval for interval in intervals.values())]
     words = ["the protocol" if name == "protocol" else NAMES.get(name, name) for name in names]
     return " or ".join(words)
 

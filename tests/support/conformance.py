@@ -40,10 +40,15 @@ def configured(cls: type[Method], **settings: Any) -> Any:
 
 def made(cls: type[Method], backbone: BackboneConfig = CONFIG, **settings: Any) -> Method:
     config = configured(cls, **settings)
-    backbone = replace(backbone, extra=DIM if config.needs().summary else 0)
+    backbone = suited(config.needs(), backbone)
     method = cls.build(config, backbone, encoder_dims=(DIM,) * len(config.needs().encoders))
     initialize(method, STREAMS, "method.")
     return method
+
+
+def suited(needs: Needs, backbone: BackboneConfig) -> BackboneConfig:
+    """Return the backbone with what a method adds to the network."""
+    return replace(backbone, extra=DIM if needs.summary else 0, outputs=needs.outputs)
 
 
 def network(seed: int, config: BackboneConfig = CONFIG) -> Backbone:
@@ -58,7 +63,7 @@ def network(seed: int, config: BackboneConfig = CONFIG) -> Backbone:
 def student(needs: Needs, backbone: BackboneConfig = CONFIG) -> Student:
     """Return a student, with a teacher only if needed. The teacher is not frozen, to detect leaking
     gradients."""
-    config = replace(backbone, extra=DIM if needs.summary else 0)
+    config = suited(needs, backbone)
     return Student(network(0, config), network(1, config) if needs.teacher else None, config)
 
 
@@ -113,5 +118,6 @@ def drawn(draw: Draw) -> dict[str, Tensor]:
         "levels": draw.times.levels,
         "which": draw.times.which,
         "groups": draw.groups,
+        "kept": None if draw.route is None else draw.route.kept,
     }
     return {name: value for name, value in (every | draw.extra).items() if value is not None}

@@ -1,0 +1,91 @@
+"""TREAD: half of the tokens skip the middle of the network in training (Krause et al., arXiv 2501.04765).
+
+L = L_gen over all tokens, where the share `rate` of each sample's tokens skips blocks a .. b:
+
+    h_kept = block_b( ... block_a( h[kept] ))    h[skipped] is unchanged    both return by position
+
+The T - floor(rate T) tokens that stay are drawn uniformly for each sample and step. Sampling, evaluation and
+a teacher's pass use all tokens in all blocks. `schedule.until` is the last step with routing, for a last
+phase without it.
+Defaults: as released for B (CompVis/tread fccf77c, configs/model/tread.yaml), rate 0.5 and blocks 3 to 9,
+which the release counts from 0: 2 to 8, both included.
+Cost: fewer FLOPs than plain flow matching; no head, no teacher, no encoder.
+Ours: for deeper networks the route also ends three blocks before the last one, and in shallower ones at three
+quarters of their depth. The release has no configuration of other sizes. Its guidance by two rates (rf.py,
+`sample_tread`) is not implemented. The block after the route runs in the run's precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from harness.backbone.routing import Route
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw
+from harness.runtime.random_streams import Streams
+from methods.common.alignment import check_layer, resolved_layer
+from methods.common.method import Method, MethodConfig
+
+
+class Tread(Method):
+    source = "TREAD, arXiv 2501.04765; CompVis/tread fccf77c"
+    headline = "DiT-XL/2 guided FID 1.69 (reference notes on TREAD)"
+    parts_mixed = True
+    student_cost = (0.3, 1.0)
+
+    class Config(MethodConfig):
+        off: ClassVar[dict[str, Any]] = {"rate": 0.0}
+        space: ClassVar[dict[str, Any]] = {"rate": {"low": 0.1, "high": 0.75}}
+
+        name: Literal["tread"] = "tread"
+        rate: float = Field(0.5, ge=0, lt=1)
+        """Share of a sample's tokens that skip the route; 0 is plain flow matching."""
+        first_layer: int | None = None
+        """The first block of the route (1-based)."""
+        last_layer: int | None = None
+        """The last block of the route (1-based)."""
+
+        def resolved(self, backbone: BackboneSpec) -> Self:
+            start, end = published_route(backbone.depth)
+            first = check_layer("first_layer", self.first_layer, start, backbone)
+            last = check_layer("last_layer", self.last_layer, max(end, first), backbone)
+            if first > last:
+                raise ValueError(
+                    f"first_layer = {first}: is after last_layer = {last}; choose an earlier one"
+                )
+            if self.schedule.warmup or self.schedule.decay != "none":
+                raise ValueError("schedule: tread is on or off, so of its schedule only `until` can be set")
+            return self.model_copy(update={"first_layer": first, "last_layer": last})
+
+        @property
+        def scheduled(self) -> bool:
+            return True
+
+        def routes(self, step: int) -> bool:
+            """Return whether tokens skip blocks at a step (1-based)."""
+            return bool(self.rate) and self.schedule.factor(step) > 0
+
+    config: Config
+
+    def draw_more(self, streams: Streams, batch: Batch, draw: Draw) -> Draw:
+        config, tokens = self.config, self.setting.backbone.tokens
+        if not config.routes(batch.step):
+            return draw
+        stay = tokens - int(tokens * config.rate)
+        order = streams.uniform("route", batch.index, (tokens,)).argsort(dim=1, stable=True)
+        kept = order[:, :stay].sort(dim=1).values
+        route = Route(resolved_layer(config.first_layer), resolved_layer(config.last_layer), kept)
+        return replace(draw, route=route)
+
+
+def published_route(depth: int) -> tuple[int, int]:
+    """Return the first and the last block of the route (1-based) for a depth.
+
+    >>> published_route(12), published_route(28), published_route(4)
+    ((3, 9), (3, 25), (2, 3))
+    """
+    first = max(1, min(3, depth // 2))
+    return first, max(first, depth - 3 if depth > 12 else round(0.75 * depth))
