@@ -259,8 +259,9 @@ def check_images(job: Importing) -> None:
 
 def _check_order(images: Dataset, where: str) -> None:
     """Raise `UserError` for images named by numbers that are not in the order of these numbers."""
-    name = Capabilities(images).sample_name
-    for index in range(len(images)) if name else ():
+    if (name := Capabilities(images).sample_name) is None:
+        return
+    for index in range(len(images)):
         stem = Path(name(index)).stem
         if stem.isdecimal() and int(stem) != index:
             raise UserError(

@@ -6,6 +6,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
+from harness.records.evaluations import without_parts
 from reports.analysis.report import RaceReport
 from reports.analysis.rows import Row
 from reports.pages.section import render_template
@@ -17,7 +18,11 @@ def final_value_section(report: RaceReport) -> Markup | None:
     runs."""
     groups = groupby(report.final_value_rows, key=lambda row: row["metric"])
     tables = {metric: [_texts(row) for row in group] for metric, group in groups}
-    return render_template("final_values", report.race, tables=tables) if len(tables) > 1 else None
+    if len(tables) <= 1:
+        return None
+    short = without_parts(tables)
+    parts = {metric: table for metric, table in tables.items() if metric not in short}
+    return render_template("final_values", report.race, tables=short, parts=parts)
 
 
 def _texts(row: Row) -> dict[str, str]:

@@ -16,6 +16,7 @@ from rich.text import Text
 from harness.costs.disk import disk_bytes
 from harness.files.progress import format_duration
 from harness.files.terminal import Console
+from harness.records.evaluations import without_parts
 from harness.records.record import TRAINING_PHASES, Record, failure_reason
 from sweeps.plan.budget import count_flops, run_cost
 from sweeps.plan.missing_weights import find_missing, missing_lines
@@ -123,7 +124,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 def print_results(results: Mapping[str, Any]) -> None:
     """Print the result of `describe_results` as a table, then every failure with its reason."""
     runs = results["runs"]
-    metrics = sorted({name for run in runs for name in run.get("metrics", {})})
+    # Values of a metric by time or part are in the report and in --json.
+    metrics = sorted(without_parts({name: None for run in runs for name in run.get("metrics", {})}))
     table = _runs_table(f"study {results['study']} in {results['directory']}", runs)
     for column in ("status", *metrics, "step", "training"):
         table.add_column(column, justify="left" if column == "status" else "right")

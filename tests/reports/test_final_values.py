@@ -85,3 +85,14 @@ def test_final_values_leave_out_finished_runs_without_evaluation(runs: Path) -> 
     lines = (bare.path / EVENTS).read_text().splitlines(keepends=True)
     (bare.path / EVENTS).write_text("".join(line for line in lines if '"kind":"eval"' not in line))
     assert {final.over_seeds.n for final in final_values_of(read_race([runs])) if final.arm == "flow"} == {4}
+
+
+def test_values_by_time_and_part_are_folded_away(tmp_path: Path) -> None:
+    others = {
+        name: lambda step: 1.0 for name in ("loss:held_out", "loss:held_out@0.5", "loss:held_out/video")
+    }
+    write_run(tmp_path / "flow", others=others)
+    page = str(final_value_section(RaceReport(read_race([tmp_path]))))
+    open_part, folded = page.split("<details>")
+    assert "loss:held_out<" in open_part and "@0.5" not in open_part
+    assert "loss:held_out@0.5<" in folded and "loss:held_out/video<" in folded
