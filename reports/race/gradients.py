@@ -128,6 +128,9 @@ def _arm(label: str, runs: Sequence[RaceRun]) -> GradientArm:
         for name in names
         if (known := [v for own in quarters if (v := _mean(own, name)) is not None])
     }
+    for name in ("cosine", "network_cosine"):
+        if name in means:
+            means[name] = _bounded(means[name])
     changes = [change for events in every if (change := _change(events)) is not None]
     if changes:
         means["change"] = mean_of(changes)
@@ -143,6 +146,12 @@ def _arm(label: str, runs: Sequence[RaceRun]) -> GradientArm:
             default=0,
         ),
     )
+
+
+def _bounded(cosine: Mean) -> Mean:
+    """Return the mean of cosines with an interval that ends at -1 and 1."""
+    low, high = (None if end is None else min(1.0, max(-1.0, end)) for end in (cosine.low, cosine.high))
+    return cosine._replace(low=low, high=high)
 
 
 def _state(

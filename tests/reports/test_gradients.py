@@ -146,6 +146,14 @@ def test_alignment_that_has_ended_is_neither_dead_nor_steady(tmp_path: Path) -> 
     assert arms["haste"].state == "off" and "ended by its schedule" in reading(arms["haste"])
 
 
+def test_interval_of_a_cosine_ends_at_one(tmp_path: Path) -> None:
+    for seed, cosine in enumerate((0.2, 0.9)):
+        log(write_run(tmp_path / f"sra-{seed}", "sra", seed), [event(s, 0.2, cosine, 0.4) for s in STEPS])
+    _, arms = by_arm(tmp_path)
+    mean = arms["sra"].means["cosine"]
+    assert (mean.mean, mean.low, mean.high) == pytest.approx((0.55, -1, 1))
+
+
 def test_means_are_those_of_finished_runs(folder: Path, tmp_path: Path) -> None:
     log(write_run(tmp_path / "sra-0", "sra", 0), [event(s, 0.2, 0.1, 0.4) for s in STEPS])
     log(write_run(tmp_path / "sra-1", "sra", 1, status="stopped"), [event(100, 0.9, 0.1, 0.4)])
