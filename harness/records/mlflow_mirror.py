@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,8 +238,16 @@ def _log_params(client: Any, run: str, record: Record) -> None:
 def _log_points(client: Any, run: str, record: Record, events: Iterable[Mapping[str, Any]]) -> int:
     from mlflow.entities import Metric
 
+    timed = [event for event in record.events if "seconds" in event]
+    steps = [event["step"] for event in timed]
+
+    def when(event: Mapping[str, Any]) -> int:
+        """Return the time of an event, that of the last earlier one if it has no seconds."""
+        place = bisect_right(steps, event["step"])
+        return _time(record, event if "seconds" in event or not place else timed[place - 1])
+
     metrics = [
-        Metric(name, value, _time(record, event), event["step"])
+        Metric(name, value, when(event), event["step"])
         for event in events
         for name, value in points(event).items()
     ]

@@ -97,6 +97,8 @@ def _draw(axes: Axes, race: Race, panel: Panel, by_arm: Mapping[str, Mapping[int
     axes.grid(True, axis="y")
     if panel.name == "cosine":
         axes.axhline(0, color=INK, linewidth=0.7)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -1.05), min(high, 1.05))
     if panel.name == "share":
         axes.axhline(100 * DEAD, color=INK, linewidth=0.7, dashes=(3, 2))
         shown.append(100 * DEAD)

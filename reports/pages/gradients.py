@@ -71,14 +71,13 @@ def _row(arm: GradientArm) -> dict[str, Any]:
     cells = {"loss": _cell(arm.means.get("loss"))}
     cells |= {name: _cell(arm.means.get(name), percent) for name in ("share", "network_share")}
     cells["cosine"] = _cell(arm.means.get("cosine"), lambda value: f"{value:+.2f}")
-    change = arm.means.get("change")
     return {
         "arm": arm.arm,
         "n": max((mean.n for mean in arm.means.values()), default=0),
         "window": f"steps {arm.first:,} to {arm.last:,}",
         "blocks": arm.blocks,
         "reading": reading(arm),
-        "change": "" if change is None else f"{100 * change.mean:+.2g} %".replace("-", "−"),
+        "change": _cell(arm.means.get("change"), lambda value: f"{100 * value:+.2g} %"),
         **cells,
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 from harness.records.record import TRAINING_PHASES, Record
 from reports.race.race import Race
 from reports.race.run import RaceRun
-from reports.stats.means import Mean, mean_of
+from reports.stats.means import Mean, geometric_mean_of, mean_of
 
 DEAD = 0.01
 """Share of the gradient below which alignment no longer steers the blocks that it reaches."""
@@ -24,6 +24,8 @@ FLAT = 0.02
 COLLAPSED = 0.99
 """Mean cosine of a target's tokens above which the target has collapsed to one direction."""
 TARGETS = ("teacher ", "encoder ")
+RATIOS = ("share", "network_share", "flow", "auxiliary")
+"""Positive quantities, whose means are geometric unless one is 0."""
 State = Literal["none", "off", "steers", "dead", "undecided"]
 Series = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
@@ -31,7 +33,7 @@ Series = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class GradientArm:
-    """The readings of an arm; means are over seeds, of each seed's last quarter of readings."""
+    """The readings of an arm; means are over finished runs, of each run's last quarter of readings."""
 
     arm: str
     state: State
@@ -40,7 +42,8 @@ class GradientArm:
     """The first step of the last quarter."""
     last: int
     means: Mapping[str, Mean]
-    """By name: share, cosine, network_share, network_cosine, flow, auxiliary (norms), loss, change."""
+    """By name: share, network_share, flow and auxiliary (norms), which are geometric; cosine, network_cosine,
+    loss, change."""
     features: Mapping[str, tuple[Mean, Mean]]
     """Norm and sameness by place, for example `student 4`."""
     blocks: int
@@ -66,6 +69,7 @@ class Gradients:
     """The readings of a race."""
 
     arms: tuple[GradientArm, ...]
+    """The arms with a finished run."""
     series: Mapping[str, Mapping[str, Mapping[int, Series]]]
     """By quantity, arm and seed: share, cosine, flow, auxiliary, features (norm of the last block)."""
     seconds: float
@@ -87,7 +91,10 @@ def gradients_of(race: Race) -> Gradients | None:
         }
         for name in ("share", "cosine", "flow", "auxiliary", "features")
     }
-    arms = tuple(_arm(label, [run for run in runs if run.arm == label]) for label in labels)
+    done = {
+        label: [run for run in runs if run.arm == label and run.record.status == "done"] for label in labels
+    }
+    arms = tuple(_arm(label, finished) for label, finished in done.items() if finished)
     return Gradients(arms, series, *_cost([run.record for run in runs]))
 
 
@@ -115,12 +122,15 @@ def _series(run: RaceRun, name: str) -> Series | None:
 def _arm(label: str, runs: Sequence[RaceRun]) -> GradientArm:
     every = [run.record.of("gradients") for run in runs]
     quarters = [_last_quarter(events) for events in every]
-    names = ("share", "cosine", "network_share", "network_cosine", "flow", "auxiliary", "loss")
+    names = (*RATIOS, "cosine", "network_cosine", "loss")
     means = {
-        name: mean_of(known)
+        name: geometric_mean_of(known) if name in RATIOS and min(known) > 0 else mean_of(known)
         for name in names
         if (known := [v for own in quarters if (v := _mean(own, name)) is not None])
     }
+    for name in ("cosine", "network_cosine"):
+        if name in means:
+            means[name] = _bounded(means[name])
     changes = [change for events in every if (change := _change(events)) is not None]
     if changes:
         means["change"] = mean_of(changes)
@@ -136,6 +146,12 @@ def _arm(label: str, runs: Sequence[RaceRun]) -> GradientArm:
             default=0,
         ),
     )
+
+
+def _bounded(cosine: Mean) -> Mean:
+    """Return the mean of cosines with an interval that ends at -1 and 1."""
+    low, high = (None if end is None else min(1.0, max(-1.0, end)) for end in (cosine.low, cosine.high))
+    return cosine._replace(low=low, high=high)
 
 
 def _state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,3 +28,10 @@ def mean_of(values: Sequence[float]) -> Mean:
         return Mean(n, mean, None, None, None)
     sd = float(np.std(values, ddof=1))
     return Mean(n, mean, sd, *t_interval(mean, sd, n - 1, n=n))
+
+
+def geometric_mean_of(values: Sequence[float]) -> Mean:
+    """Return the geometric mean of values above 0, with Student's interval of their logs and no `sd`."""
+    logs = mean_of([math.log(value) for value in values])
+    low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
+    return Mean(logs.n, math.exp(logs.mean), None, low, high)

@@ -88,12 +88,15 @@ def by_arm(folder: Path):
 
 def test_means_over_the_last_quarter_match_scipys_t_interval(folder: Path) -> None:
     found, arms = by_arm(folder)
-    shares = [0.2, 0.22, 0.24]
-    low, high = stats.t.interval(0.95, 2, loc=np.mean(shares), scale=stats.sem(shares))
-    assert arms["self_flow"].means["share"][1:] == pytest.approx((0.22, np.std(shares, ddof=1), low, high))
-    last = [0.3 * 0.8**k * (1 + 0.1 * seed) for seed in range(3) for k in range(16, 21)]
-    assert arms["sra"].means["share"].mean == pytest.approx(np.mean(last))
-    assert arms["sra"].means["network_share"].mean == pytest.approx(np.mean(last) / 10)
+    logs = np.log([0.2, 0.22, 0.24])
+    low, high = np.exp(stats.t.interval(0.95, 2, loc=np.mean(logs), scale=stats.sem(logs)))
+    share = arms["self_flow"].means["share"]
+    assert (share.mean, share.low, share.high) == pytest.approx((stats.gmean([0.2, 0.22, 0.24]), low, high))
+    last = [np.mean([0.3 * 0.8**k * (1 + 0.1 * seed) for k in range(16, 21)]) for seed in range(3)]
+    assert arms["sra"].means["share"].mean == pytest.approx(stats.gmean(last))
+    assert arms["sra"].means["network_share"].mean == pytest.approx(stats.gmean(last) / 10)
+    cosine = arms["sra"].means["cosine"]
+    assert (cosine.mean, cosine.low, cosine.high) == pytest.approx((-0.1, -0.1, -0.1))
     assert (arms["sra"].first, arms["sra"].last, arms["sra"].blocks) == (1600, 2000, 2)
     # 20 readings of 50 steps each, of 2000 steps of 1 MFLOP; flow's readings have no FLOPs.
     assert found.flops == pytest.approx(2 * 20 * 50 / 2000 / 3)
@@ -106,7 +109,7 @@ def test_flat_loss_is_called_dead_or_steady_by_its_share_of_the_gradient(folder:
     assert arms["sra"].flat and arms["self_flow"].flat
     assert reading(arms["sra"]).startswith("dead: below 1 % of the gradient, alignment no longer steers")
     assert reading(arms["sra"]).endswith("it opposes the flow loss")
-    assert reading(arms["self_flow"]).startswith("steady: the loss is flat, but 22 % of the gradient")
+    assert reading(arms["self_flow"]).startswith("steady: the loss is flat, but 21.9 % of the gradient")
     assert reading(arms["flow"]) == "no auxiliary term: norms only"
 
 
@@ -143,6 +146,22 @@ def test_alignment_that_has_ended_is_neither_dead_nor_steady(tmp_path: Path) -> 
     assert arms["haste"].state == "off" and "ended by its schedule" in reading(arms["haste"])
 
 
+def test_interval_of_a_cosine_ends_at_one(tmp_path: Path) -> None:
+    for seed, cosine in enumerate((0.2, 0.9)):
+        log(write_run(tmp_path / f"sra-{seed}", "sra", seed), [event(s, 0.2, cosine, 0.4) for s in STEPS])
+    _, arms = by_arm(tmp_path)
+    mean = arms["sra"].means["cosine"]
+    assert (mean.mean, mean.low, mean.high) == pytest.approx((0.55, -1, 1))
+
+
+def test_means_are_those_of_finished_runs(folder: Path, tmp_path: Path) -> None:
+    log(write_run(tmp_path / "sra-0", "sra", 0), [event(s, 0.2, 0.1, 0.4) for s in STEPS])
+    log(write_run(tmp_path / "sra-1", "sra", 1, status="stopped"), [event(100, 0.9, 0.1, 0.4)])
+    found, arms = by_arm(tmp_path)
+    assert arms["sra"].means["share"].n == 1 and arms["sra"].means["share"].mean == pytest.approx(0.2)
+    assert set(found.series["share"]["sra"]) == {0, 1}
+
+
 def test_collapsed_target_is_named(tmp_path: Path) -> None:
     log(write_run(tmp_path / "a", "sra", 0), [event(s, 0.2, 0.1, 0.4, teacher=0.999) for s in STEPS])
     _, arms = by_arm(tmp_path)
@@ -166,7 +185,7 @@ def test_page_and_json_state_the_readings(folder: Path) -> None:
         ("self_flow", "steers"),
         ("sra", "dead"),
     ]
-    assert printed[1]["share"]["mean"] == pytest.approx(0.22)
+    assert printed[1]["share"]["mean"] == pytest.approx(stats.gmean([0.2, 0.22, 0.24]))
     section = gradient_section(report)
     assert section is not None and section.count("<svg viewBox") == 2 + len(report.race.arms)
     assert "alignment no longer steers" in section and "teacher 3" in section.lower()

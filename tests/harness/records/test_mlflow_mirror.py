@@ -64,6 +64,18 @@ def test_finished_run_is_mirrored_completely_and_once(tmp_path: Path, uri: str) 
     assert len(runs_of(uri, "s")) == 2
 
 
+def test_reading_of_gradients_has_the_time_of_the_last_event_before_it(tmp_path: Path, uri: str) -> None:
+    reading = {"kind": "gradients", "step": 4, "share": 0.25, "norms": {"flow": 2.0}, "cosine": None}
+    record = written(tmp_path / "abc", [*events(4), reading])
+    mirror([record], uri=uri, study="s")
+    run, client = child(uri), MlflowClient(tracking_uri=uri)
+    (point,) = client.get_metric_history(run.info.run_id, "gradients/share")
+    spent = [event["seconds"] for event in record.events if "seconds" in event][-1]
+    assert (point.value, point.step) == (0.25, 4)
+    assert point.timestamp == STARTED + round(1000 * sum(spent.values())) > STARTED
+    assert "gradients/norms/flow" in run.data.metrics and "gradients/cosine" not in run.data.metrics
+
+
 def test_artifacts_are_stored_next_to_the_database(tmp_path: Path, uri: str) -> None:
     mirror([written(tmp_path / "abc", events(4))], uri=uri, study="s")
     assert list((tmp_path / "store" / "mlruns" / "s").rglob("spec.toml"))
