@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.latents.importing import Importing
 
 # The names in harness/latents/import_plan.py, which imports torch.
-LAYOUTS = ("auto", "repa", "lightningdit", "mar", "uvit", "webdataset")
+LAYOUTS = ("auto", "repa", "lightningdit", "mar", "uvit", "webdataset", "mds")
 HOLDS = ("std", "logvar", "sample")
 PRINTED = (
     "samples", "classes", "label_source", "shape", "pixels", "copies", "dtype", "codec", "imported",
@@ -96,9 +96,9 @@ def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any)
     """Import latents of other code.
 
     SOURCE is a folder or a file: REPA's images/ and vae-sd/ (or EDM2 zip files), LightningDiT's safetensors,
-    MAR's cached .npz, U-ViT's feature folder, or tar files with KEY.npy. Moments are copied bit for bit, with
-    a checksum for every file. A sample of them is compared with the scale, and with the images and the codec
-    if both are given.
+    MAR's cached .npz, U-ViT's feature folder, tar files with KEY.npy, or MDS shards with latents_256. Moments
+    are copied bit for bit, with a checksum for every file. A sample of them is compared with the scale, and
+    with the images and the codec if both are given.
 
     Rerun an interrupted command to resume it. Train on the result with data.name=latents and data.root=OUT.
     """

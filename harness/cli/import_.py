@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from harness.config.options import examples, set_option
-
-if TYPE_CHECKING:
-    from harness.exchange.import_run import Imported
-
-# The names in harness/exchange/layouts.py, which imports torch.
-LAYOUTS = ("auto", "sit", "repa", "sra", "self-flow", "reg", "irepa", "mmdit", "dit")
+from harness.config.options import examples, layout_option, set_option
 
 
 @click.command(
@@ -26,13 +19,7 @@ LAYOUTS = ("auto", "sit", "repa", "sra", "self-flow", "reg", "irepa", "mmdit", "
     ),
 )
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
-@click.option(
-    "--layout",
-    type=click.Choice(LAYOUTS),
-    default="auto",
-    show_default=True,
-    help="Names and convention of the weights; auto refuses names that fit several layouts.",
-)
+@layout_option("Names and convention of the weights; auto refuses names that fit several layouts.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -66,37 +53,9 @@ def import_(
     """
     from harness.exchange.import_run import convert, write_run
     from harness.exchange.reading import read_source
+    from harness.exchange.weights_run import found_lines
 
     imported = convert(read_source(source, part), layout, heads, patch)
-    for line in _told(imported, step):
+    for line in found_lines(imported, step):
         click.echo(line)
     click.echo(write_run(imported, out, step, overrides))
-
-
-def _told(imported: Imported, step: int | None) -> list[str]:
-    """Return what was found, a line each."""
-    from harness.backbone.sizes import name_of_size
-
-    source, found = imported.source, imported.found
-    part = f"part {source.part}" if source.part else "the file"
-    others = f" (not read: {', '.join(source.others)})" if source.others else ""
-    sigma = "with sigma channels, which are not used" if found.learn_sigma else "no sigma channels"
-    projector = f"{len(found.projectors)} weights of projectors" if found.projectors else "no projector"
-    shape = "x".join(map(str, found.shape))
-    condition = (
-        f"text of {found.text_dim} features"
-        if found.text_dim
-        else f"{found.classes} classes and the null label"
-    )
-    where = (
-        "given" if step is not None else "from the file" if source.step is not None else "none in the file"
-    )
-    return [
-        f"read {source.path}: {part}{others}, {len(source.tensors)} tensors, {source.dtype}, "
-        f"sha256 {source.sha256[:16]}",
-        f"layout {found.layout}: size {name_of_size(found.size)}, patch {found.patch}, {shape}, "
-        f"{condition}, {sigma}, {projector}",
-        f"converted: differs from the released forward pass by {imported.difference:.1e} of the "
-        "largest velocity",
-        f"step {step if step is not None else source.step or 0} ({where})",
-    ]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from harness.config.options import STEP_OPTION, set_option
+from harness.config.options import STEP_OPTION, layout_option, set_option
 from harness.errors import UserError
+from harness.exchange.weights_run import run_in_cache
 from harness.train.trained_run import Drawing, dataset_to_draw, drawing_of_run, spec_of_run
 
 SHOWN = 100
@@ -17,7 +18,7 @@ SAMPLE_EPILOG = """\b
 Example:
   flowrace sample runs/first/0123456789ab -n 100 -o digits.png
   flowrace sample runs/first/0123456789ab -n 50000 --npz samples.npz --set eval.guidance=1.5
-  flowrace sample runs/imported/0123456789ab -n 64 --set data.codec=sd-vae:sd-vae-ft-ema
+  flowrace sample SiT-XL-2-256.pt --layout sit -n 64 --set data.codec=sd-vae:sd-vae-ft-ema
   flowrace sample runs/films/0123456789ab -n 4 -o films.png --waveform
   flowrace sample runs/bounce-prompts/0123456789ab -n 4 --prompt "a seven bounces twice, fast" -o seven.mp4
   flowrace sample runs/prompts/0123456789ab --prompt "a small red seven left of two large blue ones"
@@ -27,7 +28,7 @@ Example:
 
 
 @click.command(epilog=SAMPLE_EPILOG)
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN|WEIGHTS", type=click.Path(path_type=Path))
 @click.option(
     "-n", "count", type=click.IntRange(1), default=100, show_default=True, help="Number of samples."
 )
@@ -58,6 +59,7 @@ Example:
     type=click.Path(path_type=Path, dir_okay=False),
     help="UTF-8 file with one prompt a line.",
 )
+@layout_option("Layout of released weights; auto refuses names that fit several layouts.")
 @STEP_OPTION
 @set_option(help="Set a field of eval or runtime, for example eval.guidance=1.5; may be repeated.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
@@ -70,15 +72,16 @@ def sample(
     classes: str | None,
     prompt: tuple[str, ...],
     prompts: Path | None,
+    layout: str,
     step: int | None,
     overrides: tuple[str, ...],
     overwrite: bool,
 ) -> None:
-    """Draw samples from a checkpoint of a run with the sampler of its spec.
+    """Draw samples from a checkpoint of a run, or from released weights, with the sampler of its spec.
 
     Sample i depends only on eval.seed, i and its prompt. Without prompts, a run that is conditioned on text
-    draws the captions of its evaluations. Rerun an interrupted command to resume it. Under torchrun, the
-    processes split the samples between them.
+    draws the captions of its evaluations. A .pt or .safetensors file is imported into the cache first. Rerun
+    an interrupted command to resume it. Under torchrun, the processes split the samples between them.
     """
     if output and npz:
         raise UserError("--output and --npz both name the file to write; give one of them")
@@ -91,6 +94,7 @@ def sample(
     _check_free(output, overwrite)
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: no such folder {output.parent}")
+    path, overrides = run_in_cache(path, layout, overrides)
     spec = spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
     only, given = _classes(classes), (*prompt, *(_prompts(prompts) if prompts else ()))
 

@@ -14,6 +14,10 @@ JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 STEP_OPTION = click.option("--step", type=int, help="Step of the checkpoint (default: the newest one).")
 
+# The names in harness/exchange/layouts.py, which imports torch.
+LAYOUTS = ("auto", "sit", "repa", "sra", "self-flow", "reg", "irepa", "mmdit", "dit")
+"""Layouts of released weights."""
+
 
 def examples(*lines: str, then: str = "") -> str:
     """Return the epilog of a command: examples that click does not wrap, and a sentence after them.
@@ -37,6 +41,11 @@ def warn_of(sentences: Iterable[str]) -> None:
     """Print warnings on standard error, one a line."""
     for sentence in sentences:
         click.echo(f"warning: {sentence}", err=True)
+
+
+def layout_option(help: str) -> Callable[[Command], Command]:
+    """Return the option `--layout` of released weights."""
+    return click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help=help)
 
 
 def track_options(command: Command) -> Command:

@@ -35,6 +35,8 @@ WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files in folders of diffusers and accelerate."""
 STEPS = ("steps", "step", "train_steps", "global_step")
 """Names of the step in a checkpoint of released training code."""
+COUNTERS = ("n_averaged",)
+"""Names of tensors next to a network that are no weights: torch's AveragedModel counts its updates."""
 OTHER_NETWORKS = {
     "pos_embed.proj.weight": "a diffusers DiT, which predicts noise at 1000 discrete steps, not a velocity",
     "proj_out_1.weight": "a diffusers DiT, which predicts noise at 1000 discrete steps, not a velocity",
@@ -215,6 +217,7 @@ def _state(path: Path, tensors: Mapping[str, Tensor], prefix: str, others: list[
         name.removeprefix(start): value
         for name, value in tensors.items()
         if name.startswith(start) and not (nested and name.startswith(nested))
+        if name.removeprefix(start) not in COUNTERS
     }
 
 

@@ -20,6 +20,7 @@ from harness.latents.codec import Affine, Codec, open_codec
 from harness.latents.importing import Importing, Named, Scaling, check_images, check_statistics
 from harness.latents.layouts.lightningdit import is_lightningdit, open_lightningdit, read_statistics
 from harness.latents.layouts.mar import is_mar, open_mar
+from harness.latents.layouts.mds import is_mds, open_mds
 from harness.latents.layouts.repa import is_repa, open_repa
 from harness.latents.layouts.source import Holds, LatentSource
 from harness.latents.layouts.uvit import is_uvit, open_uvit
@@ -47,6 +48,8 @@ class Layout:
     open: Callable[..., LatentSource]
     """Takes the root and `labelled`."""
     expected: str
+    sized: bool = False
+    """Whether `open` also takes `resolution`, because a source may hold latents of several sizes."""
 
 
 LAYOUTS = (
@@ -54,6 +57,7 @@ LAYOUTS = (
     Layout("lightningdit", is_lightningdit, open_lightningdit, "safetensors with latents and labels"),
     Layout("uvit", is_uvit, open_uvit, "0.npy, 1.npy, ... and states of captions 0_0.npy, ..."),
     Layout("webdataset", is_webdataset, open_webdataset, "tar files with KEY.npy and KEY.cls"),
+    Layout("mds", is_mds, open_mds, "MDS shards with a column latents_256", sized=True),
     Layout("mar", is_mar, open_mar, "class folders of .npz files with moments"),
 )
 
@@ -87,7 +91,9 @@ def plan_import(root: Path, choices: Choices, device: torch.device) -> Importing
     if not root.exists():
         raise UserError(f"SOURCE {root}: no such file or folder")
     try:
-        source = _layout(root, choices.layout).open(root, labelled=choices.labelled)
+        layout = _layout(root, choices.layout)
+        sized = {"resolution": choices.resolution} if layout.sized else {}
+        source = layout.open(root, labelled=choices.labelled, **sized)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root}: {error.strerror}") from error
     except MetricError as error:

@@ -9,7 +9,7 @@ import click
 
 from harness.assembly.resolve import is_run, load_spec, load_table, resolve
 from harness.cli.run import train_run
-from harness.config.options import JSON_OPTION, set_option, track_options
+from harness.config.options import JSON_OPTION, layout_option, set_option, track_options
 from harness.config.parts import nested_setting
 from harness.config.spec import RunSpec
 from harness.config.tables import merge, parse_override, set_path
@@ -23,20 +23,24 @@ from sweeps.launch.options import LaunchOptions, launch_options
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 
+OF_DATA = ("data.", "text.", "eval.")
+"""Beginnings of the fields of data and evaluation, which imported weights have too."""
 EPILOG = """\b
 Example:
   flowrace extend runs/first/0123456789ab --steps 2000
   flowrace extend runs/digits --steps 2000
   flowrace extend runs/released/0123456789ab --steps 410000 --set method.name=repa --set data.root=latents
+  flowrace extend REPA.pt --steps 410000 --set method.name=self_flow --set data.root=latents
 """
 
 
 @click.command(epilog=EPILOG)
-@click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("path", metavar="RUN|STUDY|WEIGHTS", type=click.Path(path_type=Path))
 @click.option(
     "--steps", type=click.IntRange(1), required=True, help="Number of steps from the start of a run."
 )
 @set_option(help="Set a field, to fine-tune imported weights by another method or on other data.")
+@layout_option("Layout of released weights; auto refuses names that fit several layouts.")
 @launch_options
 @JSON_OPTION
 @track_options
@@ -45,6 +49,7 @@ def extend(
     path: Path,
     steps: int,
     overrides: tuple[str, ...],
+    layout: str,
     launch: LaunchOptions,
     as_json: bool,
     track: str | None,
@@ -54,8 +59,11 @@ def extend(
     """Continue a run, or all runs of a study, from their last checkpoints to more steps.
 
     The result has the bits of a run that was started with that number of steps. Rerun to resume. A run of
-    imported weights can be continued with other settings (--set), as a separate run next to it.
+    imported weights can be continued with other settings (--set), as a separate run next to it. A .pt or
+    .safetensors file of released weights is imported into the folder runs first.
     """
+    if path.is_file():
+        path = _imported(path, layout, overrides)
     if is_run(path):
         return train_run(
             _longer(path, steps, overrides), path.resolve().parent, track, no_track, quiet=as_json
@@ -71,6 +79,16 @@ def extend(
     for run in make_plan(study, path).runs:
         _check_longer(path / run.id, run.spec, steps)
     run_study(study, path, launch, Outputs(track, no_track, no_report, as_json))
+
+
+def _imported(file: Path, layout: str, overrides: tuple[str, ...]) -> Path:
+    """Return the run directory of a file of weights, whose data are those of the overrides."""
+    from harness.exchange.weights_run import is_weights, run_of_weights
+
+    if not is_weights(file):
+        raise UserError(f"{file} is a file, expected a run, a study, or weights (.pt, .safetensors)")
+    fields = tuple(override for override in overrides if override.startswith(OF_DATA))
+    return run_of_weights(file, layout, Path("runs"), fields)
 
 
 def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:

@@ -84,6 +84,17 @@ class ImageFolder:
         return self._names[index]
 
 
+ROLES = frozenset(
+    {
+        "images", "image", "img", "imgs", "jpegimages", "masks", "mask", "annotations", "labels",
+        "segmentations", "segmentation", "segmentationclass", "depth", "normals", "edges", "sketches",
+        "conditions", "conditioning", "sources", "targets", "inputs", "outputs",
+    }
+)  # fmt: skip
+"""Names, in lower case, of folders that hold one part of each sample, for example its mask."""
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+
+
 class LabelledFiles(NamedTuple):
     """The files of a kind below a root, sorted by name, with their labels."""
 
@@ -152,9 +163,35 @@ def _by_folder(root: Path, kind: Kind, found: Listing) -> tuple[Labels, str]:
     if loose and len(loose) < len(inside):
         raise UserError(f"{base / loose[0]} is next to class folders; move it into one of them")
     if loose:
-        return unlabelled(len(inside)), "none: no class folders and no table of labels"
+        return unlabelled(len(inside)), f"none: no class folders and no table of labels{_unread(base)}"
+    _refuse_parts(base, inside, kind)
     labels = named_classes([name.partition("/")[0] for name in inside])
     empty = {p.name for p in base.iterdir() if p.is_dir() and not is_clutter(p.name)} - set(labels.names)
     for name in sorted(empty)[:1]:
         raise UserError(f"class folder {base / name} has no {kind.plural}; fill or remove it")
     return labels, f"class folders{f' of {found.split}' if found.split else ''}"
+
+
+def _refuse_parts(base: Path, inside: list[str], kind: Kind) -> None:
+    """Raise `UserError` for folders that hold parts of the same samples instead of classes."""
+    parts: dict[str, set[str]] = {}
+    for name in inside:
+        folder, _, rest = name.partition("/")
+        parts.setdefault(folder, set()).add(rest.rpartition(".")[0])
+    (first, stems), *others = parts.items()
+    if others and all(folder.lower() in ROLES and stems == other for folder, other in parts.items()):
+        raise UserError(
+            f"{base} holds folders with the same names of files ({', '.join(sorted(parts))}), which are "
+            f"parts of the same samples, not classes; set data.root to the folder of {kind.plural}, for "
+            f"example {base / first}"
+        )
+
+
+def _unread(base: Path) -> str:
+    """Return the tables next to the files that are not read, in words; empty without one."""
+    files = (file.name for file in base.iterdir() if file.suffix.lower() in TABLES)
+    tables = sorted(name for name in files if not is_clutter(name) and name not in READERS)[:3]
+    if not tables:
+        return ""
+    known = ", ".join(READERS)
+    return f" ({', '.join(tables)} not read: tables are {known}, with columns file_name and label)"

@@ -26,6 +26,7 @@ from harness.data.disk.packed import (
     Packed,
     PackedImages,
     check_names,
+    decompressed_by,
     read_span,
     refuse_pickled,
     train_split,
@@ -63,7 +64,7 @@ class MdsImages(PackedImages):
 
     @staticmethod
     def open(spec: DataSpec, path: Path) -> Packed:
-        root, skipped = _folder(path)
+        root, skipped = mds_folder(path)
         shards = read_index(root)
         image = _image_column(spec, root, shards)
         label = _label_column(spec, root, shards, image)
@@ -196,13 +197,22 @@ def _shard(root: Path, row: dict[str, Any]) -> Shard:
     check_names([name], root / INDEX)
     file = root / name
     if not file.is_file():
-        packed = row.get("zip_data")
-        hint = f"it is compressed ({row.get('compression')}), decompress it" if packed else "replace it"
-        raise UserError(f"{file} is missing; {hint}")
+        raise UserError(f"{file} is missing; {_way_out(root, row)}")
     return Shard(file, samples, dict(zip(names, kinds, strict=True)), dict(zip(names, sizes, strict=True)))
 
 
-def _folder(path: Path) -> tuple[Path, tuple[Skipped, ...]]:
+# Any: a row of JSON.
+def _way_out(root: Path, row: dict[str, Any]) -> str:
+    """Return what to do about a missing shard, which may be there in compressed form."""
+    packed = row.get("zip_data")
+    name = packed.get("basename") if isinstance(packed, dict) else None
+    if not isinstance(name, str):
+        return "replace it"
+    command = decompressed_by(str(root / name)) or "decompress it"
+    return f"it is compressed ({str(row.get('compression'))[:20]}), so run {command}"
+
+
+def mds_folder(path: Path) -> tuple[Path, tuple[Skipped, ...]]:
     """Return the folder of the index: the root, or that of the training split."""
     if not path.is_dir():
         raise UserError(f"data.root = {path} is a file, expected {MdsImages.expected}")

@@ -140,6 +140,19 @@ def refuse_pickled(names: Sequence[str], where: str, field: str) -> None:
         )
 
 
+def decompressed_by(name: str) -> str:
+    """Return the shell command that decompresses files with the ending of a name; empty for other endings."""
+    ending = name.rpartition(".")[2].lower()
+    commands = {
+        "gz": "gunzip FILE", "tgz": "gunzip --suffix=.tgz FILE", "bz2": "bunzip2 FILE", "xz": "unxz FILE",
+        "br": "brotli --decompress FILE", "zst": "zstd --decompress FILE",
+        "zstd": "zstd --decompress FILE -o NAME",
+    }  # fmt: skip
+    if ending not in commands:
+        return ""
+    return commands[ending].replace("FILE", name).replace("NAME", name.rpartition(".")[0])
+
+
 def train_split(root: Path, splits: Sequence[str], where: str) -> str:
     """Return the split to read: the only one, or `train`. Raises `UserError` for a choice without it."""
     if len(splits) == 1 or "train" in splits:

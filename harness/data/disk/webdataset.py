@@ -25,6 +25,7 @@ from harness.data.disk.packed import (
     Packed,
     PackedImages,
     check_names,
+    decompressed_by,
     read_span,
     refuse_pickled,
     train_split,
@@ -216,12 +217,15 @@ class _Wanted:
 def tar_files(path: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
     """Return the tar files of a path in order, or those of `train` if their names contain several splits."""
     if not path.is_dir():
+        _refuse_compressed(path)
         return [path], ()
     try:
         names = sorted(name for name in walk(path) if name.lower().endswith(".tar"))
     except MetricError as error:
         raise UserError(f"data.root = {error}") from error
     if not names:
+        for file in sorted(file for file in path.iterdir() if ".tar." in file.name or file.suffix == ".tgz"):
+            _refuse_compressed(file)
         raise UserError(f"data.root = {path} holds no .tar files; expected {TarImages.expected}")
     splits = {name: match[1] if (match := SPLIT.search(name)) else "" for name in names}
     if len(set(splits.values())) < 2:
@@ -230,6 +234,14 @@ def tar_files(path: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
     left = [name for name in names if splits[name] != chosen]
     skipped = Skipped(f"outside of the split {chosen}", len(left), left[0])
     return [path / name for name in names if splits[name] == chosen], (skipped,)
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Raise `UserError` for a compressed tar file, in which no sample can be reached without all before."""
+    if command := decompressed_by(str(file)):
+        raise UserError(
+            f"{file} is a compressed tar file, whose samples cannot be read in place; run {command}"
+        )
 
 
 class _Headers(io.FileIO):

@@ -47,7 +47,7 @@ ENCODERS = {
     "float32": lambda value: np.float32(value).tobytes(),
     "jpeg": lambda value: png(value, "JPEG", quality=95),
     "png": png,
-    "bytes": png,
+    "bytes": lambda value: value if isinstance(value, bytes) else png(value),
     "pkl": lambda value: value,
     "pil": lambda value: (
         np.array([value.shape[1], value.shape[0], 3], "<u4").tobytes() + b"RGB" + value.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import pickle
@@ -18,7 +19,10 @@ import pytest
 from PIL import Image
 
 from harness.config.spec import DataSpec
+from harness.data.disk import parquet
 from harness.data.disk.kinds import image_kind
+from harness.data.disk.packed import read_span
+from harness.data.disk.zipped import read_member
 from harness.data.found import found_in
 from harness.data.open import images
 from harness.errors import UserError
@@ -332,7 +336,19 @@ def test_cut_and_compressed_mds_shards_are_refused(tmp_path: Path) -> None:
     index["shards"][1] |= {"compression": "zstd", "zip_data": {"basename": "shard.00001.mds.zstd"}}
     (root / "index.json").write_text(json.dumps(index))
     shard.rename(root / "shard.00001.mds.zstd")
-    assert "it is compressed (zstd), decompress it" in refused("mds", root)
+    command = f"run zstd --decompress {shard}.zstd -o {shard}"
+    assert f"it is compressed (zstd), so {command}" in refused("mds", root)
+
+
+def test_compressed_tar_files_are_refused_with_the_command(tmp_path: Path) -> None:
+    file = tmp_path / "a.tar.gz"
+    file.write_bytes(gzip.compress(tar_of(tmp_path / "b.tar", samples(PIXELS)).read_bytes()))
+    (tmp_path / "b.tar").unlink()
+    for root in (file, tmp_path):
+        assert (
+            f"is a compressed tar file, whose samples cannot be read in place; run gunzip {file}"
+            in refused("webdataset", root)
+        )
 
 
 # Arrow files
@@ -379,6 +395,37 @@ def test_broken_arrow_state_is_refused_in_one_sentence(tmp_path: Path, name: str
     (root / "state.json").write_text(json.dumps(state | changed))
     with pytest.raises(UserError, match=message):
         opened("arrow", root)
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), OSError(), KeyError("x")]
+)
+def test_damaged_arrow_file_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """pyarrow raises these for names that are not UTF-8 and for files that end; some have no message."""
+    root = saved(tmp_path, table_of(ENCODED, LABELS))
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(parquet, "_table", fails)
+    reason = refused("arrow", root).partition("is a damaged arrow file: ")[2]
+    assert len(reason.partition(";")[0]) > 2
+
+
+def test_table_of_a_zip_file_may_be_larger_than_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("dataset.json", b" " * 5000)
+    (entry,) = zipfile.ZipFile(file).infolist()
+    assert len(read_member(file, entry, 2**30)) == 5000
+    with pytest.raises(UserError, match="has 5,000 bytes, but at most 4,096 are read"):
+        read_member(file, entry, 4096)
+    with pytest.raises(UserError, match="at most 4,096 are read"):
+        read_span(file, 0, 5000, "here", 4096)
 
 
 def test_arrow_rows_without_bytes_and_cut_files_are_refused(tmp_path: Path) -> None:

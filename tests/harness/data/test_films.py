@@ -15,11 +15,14 @@ pytest.importorskip("soundfile")
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import label_of
+from harness.data.disk import films
 from harness.data.disk.films import Films
 from harness.data.log_mel import mel_bytes
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.files import stamps
+from metrics.files.media import Encoded
+from metrics.value import MetricError
 from tests.harness.data.pictures import opened, table_of
 from tests.harness.data.recorded import CLIPS, film, frames, sound, tone, video
 from tests.support.modal import modal
@@ -259,3 +262,15 @@ def test_run_trains_on_films_or_on_their_video_only(folder: Path, tmp_path: Path
         "joint", *root, "data.audio_weight=0.0", "data.video_weight=1.0", "eval.metrics=['fd:video:local']"
     )
     assert open_dataset(video_only.data).modality == "video"
+
+
+def test_film_whose_sound_cannot_be_decoded_again_is_refused_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MetricError("a.mkv has more samples than a bound")
+
+    monkeypatch.setattr(films, "sounds_of", fails)
+    file = next(path for path in sorted(folder.rglob("*")) if path.is_file())
+    with pytest.raises(UserError, match=r"a\.mkv has more samples than a bound; replace or remove it"):
+        films.survey_film(Encoded(str(file), file))

@@ -152,3 +152,28 @@ def test_parquet_of_equal_size_and_time_is_read_again(tmp_path: Path) -> None:
         return
     with pytest.raises(UserError, match=r"a\.parquet"):
         opened("parquet", file)
+
+
+def test_table_of_an_unknown_name_is_named_as_not_read(tmp_path: Path) -> None:
+    names = loose(tmp_path)
+    (tmp_path / "labels.csv").write_text("id,label\n" + "".join(f"{name},1\n" for name in names))
+    source = found_in(opened("folder", tmp_path)).label_source
+    assert "labels.csv not read: tables are metadata.csv" in source
+
+
+def test_folders_of_parts_of_the_same_samples_are_no_classes(tmp_path: Path) -> None:
+    for folder in ("images", "Masks"):
+        (tmp_path / folder).mkdir()
+        loose(tmp_path / folder)
+    with pytest.raises(UserError, match=r"parts of the same samples, not classes; set data\.root to"):
+        opened("folder", tmp_path)
+    # Classes of such names have files of other names.
+    (tmp_path / "Masks" / "0.png").rename(tmp_path / "Masks" / "other.png")
+    assert opened("folder", tmp_path).classes == 2
+
+
+def test_link_that_leads_back_is_refused_in_folders_of_tar_files(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "back").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="links back to"):
+        opened("webdataset", tmp_path)

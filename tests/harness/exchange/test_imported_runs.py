@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.backbone.times import Times
 from harness.cli.export import LAYOUTS as EXPORTED_NAMES
-from harness.cli.import_ import LAYOUTS as IMPORTED_NAMES
 from harness.cli.main import cli
+from harness.config.options import LAYOUTS as IMPORTED_NAMES
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.exchange.export_run import EXPORTS

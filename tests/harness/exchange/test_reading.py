@@ -36,6 +36,8 @@ WRAPPERS = {
     "compiled_blocks": lambda state: {
         name.replace("blocks.1.", "blocks.1._orig_mod."): value for name, value in state.items()
     },
+    "compiled_and_distributed": lambda state: {"model": prefixed(state, "_orig_mod.module.")},
+    "averaged_by_torch": lambda state: {"ema": {"n_averaged": torch.tensor(3), **prefixed(state, "module.")}},
     "training": lambda state: {
         "model": {name: 0 * value for name, value in state.items()},
         "ema": state,

@@ -18,7 +18,7 @@ from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.latents.codec import open_codec
-from tests.harness.data.containers import tar_of
+from tests.harness.data.containers import mds_of, tar_of
 from tests.harness.latents.vae import save_vae
 from tests.support.latent_layouts import (
     LABELS,
@@ -418,6 +418,46 @@ def test_broken_latents_in_tar_files_are_refused(tmp_path: Path, content: bytes,
     assert not (tmp_path / "out").exists()
 
 
+# MDS
+
+
+def mds_latents(root: Path, *sides: int) -> Path:
+    """Write columns as micro_diffusion's precompute.py does: float16 latents of images of several sides."""
+    draws = np.random.default_rng(4).normal(0, 5, (N, 4, 8, 8)).astype(np.float16)
+    rows = [
+        {"caption": f"a {n}", "caption_latents": b"xy"}
+        | {f"latents_{side}": draws[n, :, : side // 8, : side // 8].tobytes() for side in sides}
+        for n in range(N)
+    ]
+    columns = {"caption": "str", "caption_latents": "bytes"} | {f"latents_{side}": "bytes" for side in sides}
+    return mds_of(root, columns, rows)
+
+
+def test_latents_in_mds_shards_are_the_sources_bit_for_bit(tmp_path: Path) -> None:
+    root = mds_latents(tmp_path / "mds", 32, 64)
+    draws = np.random.default_rng(4).normal(0, 5, (N, 4, 8, 8)).astype(np.float16)
+    for side in (32, 64):
+        out = tmp_path / f"out{side}"
+        row = import_data(root, out, "--resolution", str(side), "--scale", "0.2")
+        assert (row["holds"], row["dtype"], row["shape"]) == ("sample", "float16", [4, side // 8, side // 8])
+        assert np.array_equal(stored(out)[:, 0, 0], draws[:, :, : side // 8, : side // 8])
+    result = attempt(root, tmp_path / "none", "--scale", "0.2")
+    assert "latents_32, latents_64; choose with --resolution" in str(result.exception)
+
+
+def test_broken_latents_in_mds_shards_are_refused(tmp_path: Path) -> None:
+    columns, good = {"latents_32": "bytes"}, np.ones((4, 4, 4), np.float16).tobytes()
+    for number, (rows, message) in enumerate(
+        (
+            ([good, good[:-2]], "but the first sample has 128; all latents need one shape"),
+            ([good[:-2]], "no float16 latents of 4x4 places"),
+        )
+    ):
+        root = mds_of(tmp_path / str(number), columns, [{"latents_32": row} for row in rows])
+        result = attempt(root, tmp_path / "out", *SIDE, "--scale", "1", "--no-labels", "--any-scale")
+        assert isinstance(result.exception, UserError) and message in str(result.exception), result.exception
+
+
 # All
 
 
@@ -431,7 +471,7 @@ def test_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError) and "no such file or folder" in str(result.exception)
 
 
-@pytest.mark.parametrize("layout", ["auto", "repa", "lightningdit", "mar", "uvit", "webdataset"])
+@pytest.mark.parametrize("layout", ["auto", "repa", "lightningdit", "mar", "uvit", "webdataset", "mds"])
 @pytest.mark.parametrize("source", ["empty", "junk", "file", "stray.zip", "stray.tar", "stray.safetensors"])
 def test_source_of_another_kind_is_refused_under_every_layout(
     tmp_path: Path, layout: str, source: str
@@ -470,6 +510,7 @@ SOURCES = {
     "mar": lambda root: write(root, mar_files(MAR)),
     "webdataset": lambda root: tar_of(root / "a.tar", tar_members(moments(N)[:, 0])).parent,
     "uvit": lambda root: write(root, uvit_files(moments(N, logvar=True)[:, 0], captions=1)),
+    "mds": lambda root: mds_latents(root, 32),
 }
 
 
