@@ -39,7 +39,7 @@ class AuditRun:
     failed: bool = False
     """True if the run failed, so that it is censored after its last evaluation."""
     misfits: tuple[str, ...] = ()
-    """What does not fit together in the run's record."""
+    """The parts of the record that do not fit together, a sentence each."""
 
 
 @dataclass(frozen=True)
