@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of cells that spreadsheets take for formulas (OWASP, CSV injection)."""
+"""First characters of cells that spreadsheets treat as formulas (OWASP, CSV injection)."""
 
 
 def inert(value: Any) -> Any:

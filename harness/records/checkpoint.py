@@ -62,7 +62,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> 
             # A single key, because safetensors writes several keys in random order.
             save_file(tensors, temporary, metadata={HEADER: header})
     except (OSError, SafetensorError) as error:
-        # safetensors raises errors of its own, which only name the reason.
+        # Errors of safetensors have no number.
         full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
         remedy = "free disk space, then rerun the same command" if full else "the same command continues"
         reason = error.strerror if isinstance(error, OSError) else error

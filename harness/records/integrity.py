@@ -1,4 +1,4 @@
-"""What does not fit together in a run directory: events, spec and checkpoint. No torch."""
+"""Comparison of a run directory's events, spec and checkpoint with its chain and its starts. No torch."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def open_store(uri: str | None) -> Iterator[Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return why a store failed: what the database says, if it is the cause, else what MLflow says."""
+    """Return why a store failed: the error of the database if it is the cause, else that of MLflow."""
     cause: BaseException | None = error
     while cause is not None:
         # SQLAlchemy keeps the database's own error; MLflow may begin with advice about SQLAlchemy.

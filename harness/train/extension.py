@@ -87,7 +87,7 @@ def goal_of(path: Path, spec: RunSpec, rule: EndRule | None = None) -> Goal:
     if done and spec.train.steps > recorded > reached == 0:
         raise UserError(
             f"{path} cannot continue from step {recorded} to {spec.train.steps}: its checkpoint of step "
-            f"{recorded} was deleted, and there is none before it. Restore it, or train from the start with "
+            f"{recorded} was deleted, and no earlier one is left. Restore it, or train from the start with "
             "another --out"
         )
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": steps})})

@@ -67,7 +67,7 @@ class Race:
     across: str | None = None
     """The requested summary of several cells in the headline; None for the default."""
     misfits: tuple[str, ...] = ()
-    """What does not fit together in the records, a sentence for each run."""
+    """The records that do not fit together, a sentence for each run."""
 
     def of(self, label: str) -> list[RaceRun]:
         """Return the runs of an arm, by seed."""

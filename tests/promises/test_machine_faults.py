@@ -185,7 +185,7 @@ def test_clock_that_goes_back_changes_no_bits_and_no_order(
 def test_run_that_is_stopped_for_a_while_is_running_and_ends_with_the_same_bits(
     tmp_path: Path, unbroken: str
 ) -> None:
-    """SIGSTOP: nobody takes over its folder, and SIGCONT lets it go on."""
+    """After SIGSTOP its folder is in use, and after SIGCONT it continues."""
     words = [word for override in (*TINY, *SPEC) for word in ("--set", override)]
     command = ["run", "digits", *words, "--out", str(tmp_path / "runs"), "--no-track"]
     child = command_in_child(command, tmp_path / "output")

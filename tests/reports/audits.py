@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from reports.audit.inputs.claim import Claim
 from reports.cli.audit import audit as command
+from tests.reports.synthetic import METRIC, write_run
 
 CLAIM = {
     "name": "faster",
@@ -27,6 +28,8 @@ CLAIM = {
     "tolerance": 0.10,
 }
 GRID = range(25_000, 400_001, 25_000)
+CHANGES: dict[str, Any] = {"candidate": "repa", "baseline": "flow", "metric": METRIC}
+"""The fields of `CLAIM` that a claim on the runs of `run_records` has."""
 
 
 def claim(**changes: Any) -> Claim:
@@ -45,6 +48,21 @@ def claim_file(
 def falling(speed: float) -> Callable[[float], float]:
     """Return a power law, a straight line in logs, that reaches 12 at step 100k / speed."""
     return lambda step: 12 * (speed * step / 100_000) ** -0.5
+
+
+def run_records(folder: Path, speeds: dict[str, float], seeds: int = 3, **run) -> Path:
+    """Write runs of these methods, each faster than `flow` by its factor."""
+    for seed in range(seeds):
+        for method, speed in speeds.items():
+            own = speed * math.exp(0.01 * ((seed * 7 + ord(method[0])) % 5 - 2))
+            write_run(
+                folder / f"{method}-{seed}",
+                method,
+                seed,
+                metric=lambda s, own=own: falling(own)(100 * s),
+                **run,
+            )
+    return folder
 
 
 def rows(

@@ -1,4 +1,4 @@
-"""Every command that reads records says what does not fit in them, and no verdict rests on them."""
+"""Commands that read records name what does not fit in them, and no verdict rests on such records."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from click.testing import Result
 
 from reports.analysis.report import read_report
-from tests.reports.audits import claim_file, reason_names, run_audit
+from tests.reports.audits import CHANGES, claim_file, reason_names, run_audit, run_records
 from tests.reports.synthetic import METRIC
-from tests.reports.test_audit_records import CHANGES, run_records
 from tests.support.commands import flowrace
 
 LOST = "its events.jsonl does not fit its chain: 1 of 40 events up to step 2000 was lost"

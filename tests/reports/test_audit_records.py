@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -11,25 +10,8 @@ import pytest
 
 from harness.files.files import write_atomic
 from harness.records.record import EVENTS
-from tests.reports.audits import claim_file, falling, reason_names, run_audit
+from tests.reports.audits import CHANGES, claim_file, falling, reason_names, run_audit, run_records
 from tests.reports.synthetic import METRIC, write_run
-
-
-def run_records(folder: Path, speeds: dict[str, float], seeds: int = 3, **run) -> Path:
-    for seed in range(seeds):
-        for method, speed in speeds.items():
-            own = speed * math.exp(0.01 * ((seed * 7 + ord(method[0])) % 5 - 2))
-            write_run(
-                folder / f"{method}-{seed}",
-                method,
-                seed,
-                metric=lambda s, own=own: falling(own)(100 * s),
-                **run,
-            )
-    return folder
-
-
-CHANGES = {"candidate": "repa", "baseline": "flow", "metric": METRIC}
 
 
 def test_audit_of_records_has_all_axes(tmp_path: Path) -> None:

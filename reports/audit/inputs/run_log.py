@@ -44,7 +44,7 @@ class AuditRun:
     cut: bool = False
     """True if the curve is that up to the early end which the claim registers."""
     misfits: tuple[str, ...] = ()
-    """What does not fit together in the run's record."""
+    """The parts of the record that do not fit together, a sentence each."""
 
 
 @dataclass(frozen=True)

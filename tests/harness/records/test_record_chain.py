@@ -164,7 +164,7 @@ def test_record_of_an_earlier_version_is_read_and_continued_without_a_word(run: 
 
 @pytest.mark.parametrize("after", [0, 2, 4, 7, 8, 12])
 def test_resumed_and_extended_runs_fit(run: Path, after: int) -> None:
-    """Events of later steps are removed, and so is that of step 3, which lies within a link."""
+    """Events of later steps are removed, and so is that of step 3, which a link covers."""
     (run / "done").unlink()
     longer = SPEC.replace("12", "20")
     record = written(run, after=after, steps=20, spec=longer)
