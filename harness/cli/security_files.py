@@ -25,7 +25,7 @@ MARKS_OF_RUN = frozenset({"spec.toml", "plan.json"})
 
 @dataclass
 class Walked:
-    """What a walk through a folder found."""
+    """The findings of a walk through a folder."""
 
     writable: list[Path] = field(default_factory=list)
     """Files and folders that every user may write."""
@@ -73,7 +73,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Return whether a file is a zip archive with code, as `torch.jit.save` writes it."""
+    """Return whether a file is a zip archive with code, which `torch.jit.save` writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())

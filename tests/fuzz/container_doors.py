@@ -46,12 +46,12 @@ def from_tar_members(folder: Path) -> Iterable[float]:
     """Read a tar file of the files of a folder, with their captions."""
     members = [(file.name, file.read_bytes()) for file in sorted(folder.iterdir())]
     root = tar_of(folder.parent / CACHE / "made" / "a.tar", members).parent
-    return with_captions("webdataset", root, "usual")
+    return with_captions("webdataset", root)
 
 
-def with_captions(kind: str, root: Path, key: str) -> list[float]:
+def with_captions(kind: str, root: Path) -> list[float]:
     """Open a data set with captions; return the length of each."""
-    data = opened(kind, root, caption_key=key)
+    data = opened(kind, root, caption_key="usual")
     found_in(data).line(), found_in(data).row()
     # Tar files whose captions are only counted have none.
     captions = Capabilities(data).captions or (lambda _: ())
@@ -148,6 +148,7 @@ CONTAINERS = (
         partial(written, WRITERS["mds"]),
         partial(from_dataset, "mds"),
         text=True,
+        cases=15,
         only=("index.json",),
     ),
     Door(
@@ -155,32 +156,15 @@ CONTAINERS = (
         partial(written, WRITERS["arrow"]),
         partial(from_dataset, "arrow"),
         text=True,
+        cases=15,
         only=("state.json", "dataset_info.json"),
     ),
 )
 CAPTIONS = (
-    Door("captions in tar files", members, from_tar_members, text=True, only=(".txt", ".json", ".cls")),
-    Door(
-        "captions of NAME.txt",
-        texts,
-        lambda folder: with_captions("folder", folder, "usual"),
-        text=True,
-        only=(".txt",),
-    ),
-    Door(
-        "captions of metadata.csv",
-        table,
-        lambda folder: with_captions("folder", folder, "usual"),
-        text=True,
-        only=(".csv",),
-    ),
-    Door(
-        "captions of metadata.jsonl",
-        rows,
-        lambda folder: with_captions("folder", folder, "usual"),
-        text=True,
-        only=(".jsonl",),
-    ),
+    Door("captions in tar files", members, from_tar_members, True, 15, (".txt", ".json", ".cls")),
+    Door("captions of NAME.txt", texts, partial(with_captions, "folder"), True, 15, (".txt",)),
+    Door("captions of metadata.csv", table, partial(with_captions, "folder"), True, 15, (".csv",)),
+    Door("captions of metadata.jsonl", rows, partial(with_captions, "folder"), True, 15, (".jsonl",)),
 )
 LATENTS = (
     *(
@@ -189,6 +173,6 @@ LATENTS = (
     ),
     Door("labels of latents", partial(latents, "repa"), partial(from_layout, "repa"), True, 10, (".json",)),
     Door("latents", imported, from_latents, cases=10),
-    Door("latents.json", imported, from_latents, text=True, only=(".json",)),
-    Door("statistics of latents", partial(written, statistics), from_latent_statistics),
+    Door("latents.json", imported, from_latents, True, 15, (".json",)),
+    Door("statistics of latents", partial(written, statistics), from_latent_statistics, cases=15),
 )
