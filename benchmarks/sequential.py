@@ -168,34 +168,57 @@ def families(races: int) -> dict[str, float]:
     return rows
 
 
-def replayed(futility: float, races: int = 60, most: int = 10) -> dict[str, float]:
+EVERY, STEPS = 60, 480
+"""Steps between evaluations of `methods-digits`, and the length of its runs."""
+
+
+def replayed(futility: float, races: int = 60, most: int = 10, spending: str = "linear") -> dict[str, float]:
     """Return what a race of `methods-digits` takes, with its recorded means and spreads of log ratios.
 
     The study has three seeds, with which a race takes its first look. So every arm is continued to `most`
     pairs by normal log ratios of the recorded mean and spread. Each arm claims to be faster than flow in
     steps. The verdicts of all pairs, judged once with Holm's p-values, are those to reach.
+
+    The share of steps is that with `until = "decided"`, if a run ends with the first evaluation at or below
+    the target, or with the second in a row.
     """
-    means, spreads = _recorded()
+    means, spreads, flow = _recorded()
     rng = np.random.default_rng(SEED)
     arms = len(means)
-    shares, same, lost = [], [], []
+    shares, same, lost, wrong = [], [], [], []
+    steps: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(races):
         x = means[:, None] + spreads[:, None] * rng.standard_normal((arms, most))
         full = _holm_once(statistics(x)[:, -1], most)
-        verdicts, ends = _holm_looks(x, most, futility)
+        verdicts, ends = _holm_looks(x, most, futility, spending)
         shares.append((ends.sum() + ends.max()) / ((arms + 1) * most))
+        times = flow / np.exp(x)
+        for patience, own in steps.items():
+            spent = sum(float(_ended(times[arm, : ends[arm]], patience).sum()) for arm in range(arms))
+            spent += float(_ended(np.full(ends.max(), flow), patience).sum())
+            own.append(spent / ((arms + 1) * most * STEPS))
         same.append(float((verdicts == full).mean()))
         lost.append(float(((verdicts == 0) & (full != 0)).mean()))
+        wrong.append(float((verdicts * full == -1).mean()))
     return {
         "arms": arms,
         "share of runs": float(np.mean(shares)),
         "verdicts that agree": float(np.mean(same)),
         "decided by all runs but not by the race": float(np.mean(lost)),
+        "decided the other way": float(np.mean(wrong)),
+        "share of steps, until = decided, patience = 1": float(np.mean(steps[1])),
+        "share of steps, until = decided, patience = 2": float(np.mean(steps[2])),
     }
 
 
-def _recorded() -> tuple[np.ndarray, np.ndarray]:
-    """Return means and standard deviations of log ratios in steps of the arms that reached the target."""
+def _ended(times: np.ndarray, patience: int) -> np.ndarray:
+    """Return the steps of runs with these times to target, which end at evaluations."""
+    return np.minimum(np.ceil(times / EVERY) * EVERY + (patience - 1) * EVERY, STEPS)
+
+
+def _recorded() -> tuple[np.ndarray, np.ndarray, float]:
+    """Return means and standard deviations of log ratios in steps of the arms that reached the target, and
+    the mean time of flow."""
     times: dict[str, dict[int, float]] = {}
     with open(RESULTS / "methods-digits-runs.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -206,7 +229,7 @@ def _recorded() -> tuple[np.ndarray, np.ndarray]:
         [flow[seed] - own[seed] for seed in flow] for own in times.values() if own.keys() == flow.keys()
     ]
     found = np.array(ratios)
-    return found.mean(axis=1), found.std(axis=1, ddof=1)
+    return found.mean(axis=1), found.std(axis=1, ddof=1), math.exp(float(np.mean(list(flow.values()))))
 
 
 def _holm_once(t: np.ndarray, n: int) -> np.ndarray:
@@ -219,20 +242,22 @@ def _holm_once(t: np.ndarray, n: int) -> np.ndarray:
     return verdicts
 
 
-def _holm_looks(x: np.ndarray, most: int, futility: float) -> tuple[np.ndarray, np.ndarray]:
+def _holm_looks(
+    x: np.ndarray, most: int, futility: float, spending: str = "linear"
+) -> tuple[np.ndarray, np.ndarray]:
     """Return verdicts as above, and the number of pairs of each arm, with Holm's method at every look.
 
     An arm is given up if its chance of a decision, as an audit predicts it, falls below `futility`.
     """
     t, arms = statistics(x), len(x)
-    rule = Sequential(max_pairs=most, futility=futility)
+    rule = Sequential.model_validate({"max_pairs": most, "futility": futility, "spending": spending})
     claim = Claim(
         name="faster", candidate="arm", baseline="flow", metric="fd", target=1.0, factor=1.0, sequential=rule
     )
     verdicts, ends, going = np.zeros(arms, int), np.full(arms, most), np.ones(arms, bool)
     for n in range(FIRST, most + 1):
         while (open_ := (verdicts == 0)).any():
-            bounds = looks(most, ALPHA / int(open_.sum()))
+            bounds = looks(most, ALPHA / int(open_.sum()), spending)
             new = open_ & going & (abs(t[:, n - 1]) > bounds[n])
             if not new.any():
                 break
@@ -261,7 +286,9 @@ def main() -> None:
         "censored baselines, N=10": censored(races),
         "families that share a baseline, N=10": families(races),
         "methods-digits, continued to 10 pairs": {
-            f"futility = {futility:g}": replayed(futility) for futility in (0.0, 0.1, 0.3)
+            f"{spending}, futility = {futility:g}": replayed(futility, spending=spending)
+            for spending in ("linear", "obrien_fleming")
+            for futility in (0.0, 0.1, 0.3)
         },
     }
     print(json.dumps(rounded(result), indent=1))
