@@ -36,7 +36,7 @@ class LogRecord(Record):
     def id(self) -> str:
         return f"{self.method}-seed{self.seed}"
 
-    @property
+    @cached_property
     def early_end(self) -> EarlyEnd | None:
         return self.early
 
