@@ -15,12 +15,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from benchmarks.operating_characteristics import rounded
+from benchmarks.simulated_audits import TARGET, World, autocorrelated, simulate
+from benchmarks.simulated_audits import heavy as heavy_noise
+from harness.records.early_end import crossed_for_good
 from reports.audit.inputs.claim import Claim, Sequential
 from reports.audit.looks import decided_by
+from reports.stats.crossing import crossing
+from reports.stats.curves import fit
 from reports.stats.sequential import SPENDING, anytime_critical, boundaries
 from reports.stats.t_interval import t_interval
 
@@ -172,6 +178,70 @@ EVERY, STEPS = 60, 480
 """Steps between evaluations of `methods-digits`, and the length of its runs."""
 
 
+CURVES: Mapping[str, World] = MappingProxyType(
+    {
+        "seed noise 2 %, evaluation noise 1 %, correlation 0.7": World(n=10),
+        "evaluation noise 5 %": World(n=10, eval_sd=0.05),
+        "evaluation noise 5 %, heavy-tailed": World(n=10, eval_sd=0.05, evaluations=heavy_noise),
+        "evaluation noise 5 %, autocorrelated": World(n=10, eval_sd=0.05, evaluations=autocorrelated),
+        "half of the baselines censored": World(n=10, steps=200_000.0, every=12_500.0),
+    }
+)
+"""The families of simulated_audits.py: curves with a true speed-up of 2."""
+
+
+def of_curves(races: int) -> dict[str, dict[str, float]]:
+    """Return false support at the edge and coverage for times that are crossings of noisy curves, N = 10.
+
+    Runs go to their last step, or end early with three evaluations in a row at or below the target. A time
+    beyond the last step is censored there, as in an audit.
+    """
+    rows = {}
+    for name, world in CURVES.items():
+        base, cand = simulate(world, races)
+        for patience in (0, 3):
+            (slow, censored_at), (fast, _) = (_log_times(arm, world, patience) for arm in (base, cand))
+            x = slow - fast
+            t = statistics(x - math.log(world.truth))
+            # A censored baseline opens the high end of the interval.
+            closed = ~np.logical_or.accumulate(censored_at, axis=1)
+            bounds = looks(10)
+            missed = np.zeros(races, bool)
+            for n, bound in bounds.items():
+                missed |= (t[:, n - 1] > bound) | ((t[:, n - 1] < -bound) & closed[:, n - 1])
+            until = f"until decided, patience = {patience}" if patience else "until the end"
+            rows[f"{name}; {until}"] = {
+                "false support": ever(t, bounds, above=True),
+                "all intervals contain the truth": 1 - float(missed.mean()),
+                "median speed-up": math.exp(float(np.median(x))),
+                "share of steps": _trained(np.stack([base, cand]), world, patience),
+            }
+    return rows
+
+
+def _log_times(values: np.ndarray, world: World, patience: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return log times to target of runs (races, pairs, evaluations) as an audit finds them, and which are
+    censored at the last step."""
+    found, censored_at = np.empty(values.shape[:2]), np.zeros(values.shape[:2], bool)
+    for place in np.ndindex(*found.shape):
+        own = values[place]
+        end = crossed_for_good(own.tolist(), TARGET, patience) if patience else None
+        kept = len(own) if end is None else end + 1
+        one = crossing(fit(world.grid[:kept], own[:kept]), TARGET)
+        found[place], censored_at[place] = math.log(one.step), one.censored == "right"
+    return found, censored_at
+
+
+def _trained(values: np.ndarray, world: World, patience: int) -> float:
+    """Return the share of steps that are trained."""
+    if not patience:
+        return 1.0
+    runs = values.reshape(-1, values.shape[-1])
+    ends = [crossed_for_good(own.tolist(), TARGET, patience) for own in runs]
+    steps = [world.grid[-1 if end is None else end] for end in ends]
+    return float(np.mean(steps) / world.grid[-1])
+
+
 def replayed(futility: float, races: int = 60, most: int = 10, spending: str = "linear") -> dict[str, float]:
     """Return what a race of `methods-digits` takes, with its recorded means and spreads of log ratios.
 
@@ -285,6 +355,7 @@ def main() -> None:
         "rules, N=10": rules(races),
         "censored baselines, N=10": censored(races),
         "families that share a baseline, N=10": families(races),
+        "crossings of curves, N=10": of_curves(races // 25),
         "methods-digits, continued to 10 pairs": {
             f"{spending}, futility = {futility:g}": replayed(futility, spending=spending)
             for spending in ("linear", "obrien_fleming")
