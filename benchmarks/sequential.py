@@ -15,12 +15,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from benchmarks.operating_characteristics import rounded
+from benchmarks.simulated_audits import TARGET, World, autocorrelated, simulate
+from benchmarks.simulated_audits import heavy as heavy_noise
+from harness.records.early_end import crossed_for_good
 from reports.audit.inputs.claim import Claim, Sequential
 from reports.audit.looks import decided_by
+from reports.stats.crossing import crossing
+from reports.stats.curves import fit
 from reports.stats.sequential import SPENDING, anytime_critical, boundaries
 from reports.stats.t_interval import t_interval
 
@@ -168,34 +174,121 @@ def families(races: int) -> dict[str, float]:
     return rows
 
 
-def replayed(futility: float, races: int = 60, most: int = 10) -> dict[str, float]:
+EVERY, STEPS = 60, 480
+"""Steps between evaluations of `methods-digits`, and the length of its runs."""
+
+
+CURVES: Mapping[str, World] = MappingProxyType(
+    {
+        "seed noise 2 %, evaluation noise 1 %, correlation 0.7": World(n=10),
+        "evaluation noise 5 %": World(n=10, eval_sd=0.05),
+        "evaluation noise 5 %, heavy-tailed": World(n=10, eval_sd=0.05, evaluations=heavy_noise),
+        "evaluation noise 5 %, autocorrelated": World(n=10, eval_sd=0.05, evaluations=autocorrelated),
+        "half of the baselines censored": World(n=10, steps=200_000.0, every=12_500.0),
+    }
+)
+"""The families of simulated_audits.py: curves with a true speed-up of 2."""
+
+
+def of_curves(races: int) -> dict[str, dict[str, float]]:
+    """Return false support at the edge and coverage for times that are crossings of noisy curves, N = 10.
+
+    Runs go to their last step, or end early with three evaluations in a row at or below the target. A time
+    beyond the last step is censored there, as in an audit.
+    """
+    rows = {}
+    for name, world in CURVES.items():
+        base, cand = simulate(world, races)
+        for patience in (0, 3):
+            (slow, censored_at), (fast, _) = (_log_times(arm, world, patience) for arm in (base, cand))
+            x = slow - fast
+            t = statistics(x - math.log(world.truth))
+            # A censored baseline opens the high end of the interval.
+            closed = ~np.logical_or.accumulate(censored_at, axis=1)
+            bounds = looks(10)
+            missed = np.zeros(races, bool)
+            for n, bound in bounds.items():
+                missed |= (t[:, n - 1] > bound) | ((t[:, n - 1] < -bound) & closed[:, n - 1])
+            until = f"until decided, patience = {patience}" if patience else "until the end"
+            rows[f"{name}; {until}"] = {
+                "false support": ever(t, bounds, above=True),
+                "all intervals contain the truth": 1 - float(missed.mean()),
+                "median speed-up": math.exp(float(np.median(x))),
+                "share of steps": _trained(np.stack([base, cand]), world, patience),
+            }
+    return rows
+
+
+def _log_times(values: np.ndarray, world: World, patience: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return log times to target of runs (races, pairs, evaluations) as an audit finds them, and which are
+    censored at the last step."""
+    found, censored_at = np.empty(values.shape[:2]), np.zeros(values.shape[:2], bool)
+    for place in np.ndindex(*found.shape):
+        own = values[place]
+        end = crossed_for_good(own.tolist(), TARGET, patience) if patience else None
+        kept = len(own) if end is None else end + 1
+        one = crossing(fit(world.grid[:kept], own[:kept]), TARGET)
+        found[place], censored_at[place] = math.log(one.step), one.censored == "right"
+    return found, censored_at
+
+
+def _trained(values: np.ndarray, world: World, patience: int) -> float:
+    """Return the share of steps that are trained."""
+    if not patience:
+        return 1.0
+    runs = values.reshape(-1, values.shape[-1])
+    ends = [crossed_for_good(own.tolist(), TARGET, patience) for own in runs]
+    steps = [world.grid[-1 if end is None else end] for end in ends]
+    return float(np.mean(steps) / world.grid[-1])
+
+
+def replayed(futility: float, races: int = 60, most: int = 10, spending: str = "linear") -> dict[str, float]:
     """Return what a race of `methods-digits` takes, with its recorded means and spreads of log ratios.
 
     The study has three seeds, with which a race takes its first look. So every arm is continued to `most`
     pairs by normal log ratios of the recorded mean and spread. Each arm claims to be faster than flow in
     steps. The verdicts of all pairs, judged once with Holm's p-values, are those to reach.
+
+    The share of steps is that with `until = "decided"`, if a run ends with the first evaluation at or below
+    the target, or with the second in a row.
     """
-    means, spreads = _recorded()
+    means, spreads, flow = _recorded()
     rng = np.random.default_rng(SEED)
     arms = len(means)
-    shares, same, lost = [], [], []
+    shares, same, lost, wrong = [], [], [], []
+    steps: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(races):
         x = means[:, None] + spreads[:, None] * rng.standard_normal((arms, most))
         full = _holm_once(statistics(x)[:, -1], most)
-        verdicts, ends = _holm_looks(x, most, futility)
+        verdicts, ends = _holm_looks(x, most, futility, spending)
         shares.append((ends.sum() + ends.max()) / ((arms + 1) * most))
+        times = flow / np.exp(x)
+        for patience, own in steps.items():
+            spent = sum(float(_ended(times[arm, : ends[arm]], patience).sum()) for arm in range(arms))
+            spent += float(_ended(np.full(ends.max(), flow), patience).sum())
+            own.append(spent / ((arms + 1) * most * STEPS))
         same.append(float((verdicts == full).mean()))
         lost.append(float(((verdicts == 0) & (full != 0)).mean()))
+        wrong.append(float((verdicts * full == -1).mean()))
     return {
         "arms": arms,
         "share of runs": float(np.mean(shares)),
         "verdicts that agree": float(np.mean(same)),
         "decided by all runs but not by the race": float(np.mean(lost)),
+        "decided the other way": float(np.mean(wrong)),
+        "share of steps, until = decided, patience = 1": float(np.mean(steps[1])),
+        "share of steps, until = decided, patience = 2": float(np.mean(steps[2])),
     }
 
 
-def _recorded() -> tuple[np.ndarray, np.ndarray]:
-    """Return means and standard deviations of log ratios in steps of the arms that reached the target."""
+def _ended(times: np.ndarray, patience: int) -> np.ndarray:
+    """Return the steps of runs with these times to target, which end at evaluations."""
+    return np.minimum(np.ceil(times / EVERY) * EVERY + (patience - 1) * EVERY, STEPS)
+
+
+def _recorded() -> tuple[np.ndarray, np.ndarray, float]:
+    """Return means and standard deviations of log ratios in steps of the arms that reached the target, and
+    the mean time of flow."""
     times: dict[str, dict[int, float]] = {}
     with open(RESULTS / "methods-digits-runs.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -206,7 +299,7 @@ def _recorded() -> tuple[np.ndarray, np.ndarray]:
         [flow[seed] - own[seed] for seed in flow] for own in times.values() if own.keys() == flow.keys()
     ]
     found = np.array(ratios)
-    return found.mean(axis=1), found.std(axis=1, ddof=1)
+    return found.mean(axis=1), found.std(axis=1, ddof=1), math.exp(float(np.mean(list(flow.values()))))
 
 
 def _holm_once(t: np.ndarray, n: int) -> np.ndarray:
@@ -219,20 +312,22 @@ def _holm_once(t: np.ndarray, n: int) -> np.ndarray:
     return verdicts
 
 
-def _holm_looks(x: np.ndarray, most: int, futility: float) -> tuple[np.ndarray, np.ndarray]:
+def _holm_looks(
+    x: np.ndarray, most: int, futility: float, spending: str = "linear"
+) -> tuple[np.ndarray, np.ndarray]:
     """Return verdicts as above, and the number of pairs of each arm, with Holm's method at every look.
 
     An arm is given up if its chance of a decision, as an audit predicts it, falls below `futility`.
     """
     t, arms = statistics(x), len(x)
-    rule = Sequential(max_pairs=most, futility=futility)
+    rule = Sequential.model_validate({"max_pairs": most, "futility": futility, "spending": spending})
     claim = Claim(
         name="faster", candidate="arm", baseline="flow", metric="fd", target=1.0, factor=1.0, sequential=rule
     )
     verdicts, ends, going = np.zeros(arms, int), np.full(arms, most), np.ones(arms, bool)
     for n in range(FIRST, most + 1):
         while (open_ := (verdicts == 0)).any():
-            bounds = looks(most, ALPHA / int(open_.sum()))
+            bounds = looks(most, ALPHA / int(open_.sum()), spending)
             new = open_ & going & (abs(t[:, n - 1]) > bounds[n])
             if not new.any():
                 break
@@ -260,8 +355,11 @@ def main() -> None:
         "rules, N=10": rules(races),
         "censored baselines, N=10": censored(races),
         "families that share a baseline, N=10": families(races),
+        "crossings of curves, N=10": of_curves(races // 25),
         "methods-digits, continued to 10 pairs": {
-            f"futility = {futility:g}": replayed(futility) for futility in (0.0, 0.1, 0.3)
+            f"{spending}, futility = {futility:g}": replayed(futility, spending=spending)
+            for spending in ("linear", "obrien_fleming")
+            for futility in (0.0, 0.1, 0.3)
         },
     }
     print(json.dumps(rounded(result), indent=1))

@@ -24,7 +24,7 @@ FORBIDS = (
     "lower targets",
     "a decline after the target",
 )
-"""What runs that end early cannot answer."""
+"""Questions that runs which end early cannot answer."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EndRule:
     def end(self, values: Mapping[str, Sequence[tuple[int, float]]]) -> int | None:
         """Return the step of the evaluation at which a run ends, from (step, value) by metric.
 
-        None if it goes on.
+        None if the run continues.
         """
         steps = []
         for metric, target in self.targets:
@@ -65,7 +65,7 @@ class EndRule:
 
 @dataclass(frozen=True)
 class EarlyEnd:
-    """Where and why a run ended before its last step, and the budget that it was given."""
+    """The place and the reason of an early end, and the budget that the run was given."""
 
     step: int
     """The step of the evaluation at which its rule held."""

@@ -264,7 +264,7 @@ class Record:
 
     @cached_property
     def early_end(self) -> EarlyEnd | None:
-        """Where and why a finished run ended before the last step of its spec; None for any other run."""
+        """The early end of a finished run before the last step of its spec; None for any other run."""
         found = _read_json(self.path / DONE)
         try:
             return parse_early_end(found.get("ended") if isinstance(found, dict) else None)

@@ -1,4 +1,4 @@
-"""The watch over the evaluations of a run in training, which says when an early end is reached."""
+"""The watch over the evaluations of a run in training, which ends it early."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EndWatch:
 
     @property
     def end(self) -> int | None:
-        """The step of the evaluation that ends the run; None if it goes on."""
+        """The step of the evaluation that ends the run; None if the run continues."""
         return self.rule.end(self.values)
 
     def early_end(self, steps: int, totals: Mapping[str, Any]) -> EarlyEnd | None:

@@ -34,13 +34,17 @@ def record_look(folder: Path, n: int, audits: Sequence[Audit]) -> Row:
     """Append the look at n pairs to the log of a study, and return it; a look that it has is returned as it
     is.
 
-    Raises `UserError` for a log that was altered or cannot be written.
+    A claim that has ended stays so: a futile arm gets no more runs when Holm's method leaves it more of the
+    error probability. Raises `UserError` for a log that was altered or cannot be written.
     """
     with open_chain(StudyFolder(folder).looks_file, _is_look, WHAT, drop_torn=True) as log:
         for row in log.rows:
             if row["look"] == n:
                 return row
-        return log.append({"look": n, "claims": [_seen(audit) for audit in audits]})
+        ends = {seen["hash"]: seen["ended"] for row in log.rows for seen in row["claims"] if seen["ended"]}
+        claims = [_seen(audit) for audit in audits]
+        kept = [seen | {"ended": ends.get(seen["hash"], seen["ended"])} for seen in claims]
+        return log.append({"look": n, "claims": kept})
 
 
 def read_looks(folder: Path) -> list[Row]:

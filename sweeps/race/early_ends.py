@@ -17,7 +17,7 @@ from sweeps.race.race_file import Race
 
 @dataclass(frozen=True)
 class EarlyEnds:
-    """What `until = "decided"` means for a race, before it starts."""
+    """The consequences of `until = "decided"` for a race, before it starts."""
 
     rules: dict[str, str]
     """The rule of each arm, in words."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.sequential import censored, edge, families
+from benchmarks.sequential import censored, edge, families, of_curves
 from reports.stats.sequential import SPENDING, anytime_critical, boundaries
 
 PATHS = 200_000
@@ -115,3 +115,19 @@ def test_benchmark_gives_the_figures_of_the_guide() -> None:
     assert families(20_000)["4 claims"] <= 0.025 + 0.007
     # Cutting baselines at a horizon makes a support harder.
     assert max(censored(10_000).values()) <= 0.025 + 0.006
+
+
+@pytest.mark.slow
+def test_early_ends_keep_coverage_and_false_support_of_races_on_curves() -> None:
+    """With fewer races, so within Monte-Carlo errors; half of the baselines censored support less."""
+    found = of_curves(600)
+    for name, row in found.items():
+        assert row["false support"] <= 0.025 + 4 * math.sqrt(0.025 / 600), name
+        ended = "until decided" in name
+        assert (row["share of steps"] < 0.9) == ended, name
+    for name in ("seed noise 2 %, evaluation noise 1 %, correlation 0.7", "evaluation noise 5 %"):
+        early, full = (
+            found[f"{name}; {until}"] for until in ("until decided, patience = 3", "until the end")
+        )
+        assert early["all intervals contain the truth"] > 0.95 - 4 * math.sqrt(0.05 / 600)
+        assert early["median speed-up"] == pytest.approx(full["median speed-up"], rel=0.01)

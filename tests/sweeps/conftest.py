@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -71,3 +72,28 @@ TABLE: dict[str, Any] = {
     "set": {"backbone.size": "2x64x4", "train.batch_size": 8, "train.steps": 40},
     "tune": {"trials": 4, "startup": 2, "space": {"train.learning_rate": RATE}},
 }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a race of one claim, which is true by far."""
+    from tests.sweeps.races import write_file
+
+    return write_file(tmp_path, "repa")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the file and the runs of a finished race."""
+    from tests.sweeps.races import Trainer, raced, write_file
+
+    folder = tmp_path_factory.mktemp("race")
+    raced(write_file(folder, "repa"), Trainer(folder / "runs"))
+    return folder
+
+
+@pytest.fixture
+def race(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return the file and the folder of a copy of that race."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "claim.toml", tmp_path / "runs"

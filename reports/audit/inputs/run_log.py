@@ -40,7 +40,7 @@ class AuditRun:
     failed: bool = False
     """True if the run failed, so that it is censored after its last evaluation."""
     early: EarlyEnd | None = None
-    """Where and why the run ended before its last step; None for any other run."""
+    """The early end of the run, before its last step; None for any other run."""
     cut: bool = False
     """True if the curve is that up to the early end which the claim registers."""
     misfits: tuple[str, ...] = ()

@@ -160,7 +160,10 @@ def test_run_killed_anywhere_ends_at_the_same_step(ended: Record, tmp_path: Path
 
 @pytest.mark.slow
 def test_ranks_end_together(ended: Record, tmp_path: Path) -> None:
-    in_world(2, lambda: train(SPEC, tmp_path, Quiet(), rule=RULE))
+    def work() -> None:
+        train(SPEC, tmp_path, Quiet(), rule=RULE)
+
+    in_world(2, work)
     found = Record(tmp_path / ended.id)
     assert found.early_end == ended.early_end and found.last_step == 6
 
