@@ -6,7 +6,9 @@
 MLPerf Training's FLUX.1 benchmark takes this loss as its quality (mlcommons/training, text_to_image). Its
 convention of time is ours: t = 0 is data and t = 1 is noise, so no time is converted. It is named by its
 times, `loss:held_out@0.125`, and for samples of several parts by part, `loss:held_out/video`. All parts
-together have the mean over parts, as L_gen has with its default weights.
+together have the mean over parts, as L_gen has with its default weights. On captions it is also named by
+their length: `loss:held_out/short_captions` for at most the median number of words, else
+`loss:held_out/long_captions`.
 
 Nothing is sampled and no other network is used. The condition is that of the sample, never dropped. Noise
 depends on `eval.seed` and the index in the data set, so a sample has one noise, shared by all times.
@@ -68,6 +70,9 @@ class HeldOutLoss:
         self.place = held_out[: spec.samples]
         self.spec, self.dataset, self.captions, self.world = spec, dataset, captions, world
         self.shapes = shapes_of(dataset)
+        words = [] if captions is None else [len(text.split()) for text in captions.first_texts(self.place)]
+        self._is_long = np.array(words) > np.median(words) if words else np.zeros(len(self.place), bool)
+        """Whether a sample's caption has more words than the median, bool (N,)."""
 
     # Any: JSON.
     def about(self) -> dict[str, Any]:
@@ -93,7 +98,7 @@ class HeldOutLoss:
         losses_NKP = torch.cat(rows).numpy()
         if not np.isfinite(losses_NKP).all():
             raise MetricError("the loss is not finite")
-        return named_values(losses_NKP, [kind_of(shape) for shape in self.shapes])
+        return named_values(losses_NKP, [kind_of(shape) for shape in self.shapes], self._is_long)
 
     @torch.no_grad()
     def _losses(self, model: nn.Module, place: np.ndarray) -> Tensor:
@@ -127,14 +132,18 @@ class HeldOutLoss:
         return x0, torch.as_tensor(labels) if self.captions is None else self.captions.first(place)
 
 
-def named_values(losses_NKP: np.ndarray, parts: list[str]) -> dict[str, Value]:
-    """Return mean losses by name, each with its interval over samples: all, then by time, then by part."""
+def named_values(losses_NKP: np.ndarray, parts: list[str], is_long_N: np.ndarray) -> dict[str, Value]:
+    """Return mean losses by name, each with its interval over samples: all, by time, by part, by length."""
     by_time = losses_NKP.mean(axis=2)
     named = {HELD_OUT_LOSS: by_time.mean(axis=1)}
     named |= {f"{HELD_OUT_LOSS}@{t:g}": by_time[:, k] for k, t in enumerate(TIMES)}
     if len(parts) > 1:
         by_part = losses_NKP.mean(axis=1)
         named |= {f"{HELD_OUT_LOSS}/{kind}": by_part[:, p] for p, kind in enumerate(parts)}
+    if is_long_N.any():
+        by_sample = named[HELD_OUT_LOSS]
+        named[f"{HELD_OUT_LOSS}/short_captions"] = by_sample[~is_long_N]
+        named[f"{HELD_OUT_LOSS}/long_captions"] = by_sample[is_long_N]
     return {name: _mean(losses) for name, losses in named.items()}
 
 

@@ -8,7 +8,8 @@ HELD_OUT_LOSS = "loss:held_out"
 """The flow loss on held-out samples (held_out_loss.py); lower is better."""
 LOSS_SUMMARY = (
     "flow loss at eight times on fixed held-out samples and noise, without sampling; lower is better; also "
-    "recorded by time (loss:held_out@0.125) and by part (loss:held_out/video)"
+    "recorded by time (loss:held_out@0.125), by part (loss:held_out/video) and by length of the captions "
+    "(loss:held_out/short_captions, loss:held_out/long_captions)"
 )
 
 

@@ -54,8 +54,8 @@ class CaptionTexts:
         return tuple(self._content[a:b].tobytes().decode() for a, b in zip(starts, ends, strict=True))
 
 
-def states_file(features: CaptionFeatures) -> tuple[dict[str, bytes], tuple[int, int]]:
-    """Return the file with the digests of all states, and their common shape (tokens, width).
+def states_file(features: CaptionFeatures) -> bytes:
+    """Return the content of the file with the digests of all states.
 
     Every file is read. Raises `UserError` for one that is damaged or of another shape.
     """
@@ -64,7 +64,7 @@ def states_file(features: CaptionFeatures) -> tuple[dict[str, bytes], tuple[int,
         digests += [_checked(features.state_file(image, caption), shape) for caption in range(count)]
     digests.append(_checked(features.empty_file(), shape))
     joined = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
-    return {STATES: _npz(upto=np.cumsum(features.captions), digests=joined)}, shape
+    return _npz(upto=np.cumsum(features.captions), digests=joined)
 
 
 class CaptionStates:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,8 +73,12 @@ class Job(Protocol):
         """Return the bytes that assign each sample to a side of the split."""
         ...
 
-    def closing(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Return what is computed when all shards are complete: fields of the manifest, and further files."""
+    def further(self) -> dict[str, Callable[[], bytes]]:
+        """Return the content of files about captions by name. They are written before the shards."""
+        ...
+
+    def closing(self) -> dict[str, Any]:
+        """Return fields of the manifest that are computed when all shards are complete."""
         ...
 
 
@@ -143,9 +148,14 @@ class Encoding:
     def keys(self) -> list[bytes]:
         return [self.dataset.key(i) for i in range(len(self.dataset))]
 
-    def closing(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        captions = Capabilities(self.dataset).captions
-        return {}, {} if captions is None else caption_files(map(captions, range(len(self.dataset))))
+    def further(self) -> dict[str, Callable[[], bytes]]:
+        if (captions := Capabilities(self.dataset).captions) is None:
+            return {}
+        files = caption_files(map(captions, range(len(self.dataset))))
+        return {name: partial(files.__getitem__, name) for name in files}
+
+    def closing(self) -> dict[str, Any]:
+        return {}
 
 
 def shards_of(samples: int, rows: int) -> list[range]:
@@ -186,6 +196,7 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
             try:
                 if world.main:
                     begins = _begin(folder, job)
+                    _write_further(folder, job)
                 world.wait()
                 local = list(enumerate(job.shards()))[world.rank :: world.size]
                 for number, part in local:
@@ -198,7 +209,7 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
             except UserError:
                 # Other ranks may be writing shards, whose note must stay.
                 if begins and world.size == 1:
-                    _remove_if_empty(folder)
+                    _remove_if_empty(folder, job)
                 raise
     except UserError:
         if is_new and world.main:
@@ -211,11 +222,19 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
         ) from error
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Remove the note of a command that has completed no shard, so that a refusal leaves nothing."""
+def _write_further(folder: Path, job: Job) -> None:
+    """Write the files about captions, except those of an earlier command that was killed."""
+    for name, content in job.further().items():
+        if not (folder / name).exists():
+            write_atomic(folder / name, content())
+
+
+def _remove_if_empty(folder: Path, job: Job) -> None:
+    """Remove what a command has written that has completed no shard, so that a refusal leaves nothing."""
     if not any(folder.glob("*.sha256")):
         with suppress(OSError):
-            (folder / BEGUN).unlink(missing_ok=True)
+            for name in (*job.further(), BEGUN):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _begin(folder: Path, job: Job) -> bool:
@@ -287,11 +306,8 @@ def _finish(folder: Path, job: Job) -> dict[str, Any]:
     names = [shard_name(number) for number in range(len(job.shards()))]
     files = {name: _seal(folder / name).read_text() for name in names}
     files[INDEX] = sha256_of(folder / INDEX)
-    fields, further = job.closing()
-    for name, content in further.items():
-        write_atomic(folder / name, content)
-        files[name] = sha256_of(folder / name)
-    manifest = job.about | fields | {"files": files}
+    files |= {name: sha256_of(folder / name) for name in job.further()}
+    manifest = job.about | job.closing() | {"files": files}
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 

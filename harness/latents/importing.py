@@ -6,9 +6,9 @@ draw) is in the manifest, and they are converted when they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.errors import UserError
-from harness.latents.captions import states_file
+from harness.latents.captions import STATES, states_file
 from harness.latents.codec import Affine, Codec
 from harness.latents.encode import shards_of
 from harness.latents.layouts.source import Holds, LatentSource
@@ -168,10 +168,14 @@ class Importing:
             records = self.read(start, stop)
             yield self._linkable.positions(start, stop) if self.link else records
 
-    def closing(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Return the files that linked records are in, and the digests of captions' states."""
-        linked = {"linked": describe_files(self._linkable, self.source.root)} if self.link else {}
-        return linked, {} if self.source.captions is None else states_file(self.source.captions)[0]
+    def further(self) -> dict[str, Callable[[], bytes]]:
+        """Return the digests of captions' states, for which all of them are read."""
+        captions = self.source.captions
+        return {} if captions is None else {STATES: partial(states_file, captions)}
+
+    def closing(self) -> dict[str, Any]:
+        """Return the files that linked records are in."""
+        return {"linked": describe_files(self._linkable, self.source.root)} if self.link else {}
 
     @property
     def _states(self) -> dict[str, Any]:

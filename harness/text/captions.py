@@ -24,6 +24,7 @@ from harness.errors import UserError
 from harness.runtime.random_streams import Streams
 from harness.text.base import TextEncoder, open_text_encoder
 from harness.text.cache import add_captions, open_store
+from harness.text.stored import StoredText
 
 EMPTY = ""
 Note = Callable[[str], None]
@@ -98,6 +99,43 @@ class RunCaptions:
         return (text for index in range(len(self.dataset)) for text in self._captions(index))
 
 
+class StoredCaptions(RunCaptions):
+    """The captions of a data set by their stored features; their texts are not known."""
+
+    def __init__(self, encoder: StoredText, dataset: Dataset) -> None:
+        self.encoder, self.dataset, self._states = encoder, dataset, encoder.states
+        self.empty = encoder.encode([EMPTY])
+
+    def of_samples(self, index: int) -> tuple[str, ...]:
+        """Return names of the captions of a sample, in place of their texts."""
+        return tuple(f"caption {k} of sample {index}" for k in range(self._states.counts[index])) or (EMPTY,)
+
+    def chosen(self, place: np.ndarray, draw: Tensor) -> Text:
+        counts = self._states.counts[place]
+        return self._read(place, [int(u * n) for u, n in zip(draw.tolist(), counts.tolist(), strict=True)])
+
+    def first(self, place: np.ndarray) -> Text:
+        return self._read(place, [0] * len(place))
+
+    def with_captions(self, place: np.ndarray) -> np.ndarray:
+        return place[self._states.counts[place] > 0].astype(np.int64)
+
+    def about(self) -> dict[str, object]:
+        captions = int(self._states.counts.sum())
+        return {
+            "name": self.encoder.name, "sha256": self.encoder.sha256, "params": 0, "flops": 0,
+            "one_off_flops": 0, "captions": captions, "distinct": captions + 1, "cut": 0,
+        }  # fmt: skip
+
+    def _read(self, place: np.ndarray, captions: Sequence[int]) -> Text:
+        """Return the features of one caption of each sample; of the empty one for a sample without."""
+        states = [
+            self._states.states(int(i), k) if self._states.counts[i] else self.empty.features[0].numpy()
+            for i, k in zip(place, captions, strict=True)
+        ]
+        return Text(torch.from_numpy(np.stack(states)))
+
+
 def one_of(captions: Sequence[str], draw: float) -> str:
     """Return the caption that a uniform number in [0, 1) chooses."""
     return captions[int(draw * len(captions))]
@@ -113,9 +151,6 @@ def open_captions(
     if has.captions is None and has.caption_states is None:
         raise no_captions(spec.text.encoder)
     encoder = open_text_encoder(spec.text, dataset, held_out=spec.data.held_out, device=device)
-    # The module of stored features imports this one.
-    from harness.text.stored import StoredCaptions, StoredText
-
     if isinstance(encoder, StoredText):
         return StoredCaptions(encoder, dataset)
     return RunCaptions(encoder, dataset, note)

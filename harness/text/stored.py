@@ -10,14 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from harness.backbone.condition import CLIP_L, Text
 from harness.config.spec import TextSpec
 from harness.data.dataset import Capabilities, Dataset
 from harness.errors import UserError
 from harness.text.base import TextArchitecture
-from harness.text.captions import EMPTY, RunCaptions
 
 NAME = "stored"
 
@@ -70,43 +68,6 @@ class StoredText:
                 "be encoded; leave out --prompt to draw samples of held-out captions"
             )
         return Text(torch.from_numpy(self.states.empty())[None]).expand(len(captions))
-
-
-class StoredCaptions(RunCaptions):
-    """The captions of a data set by their stored features; their texts are not known."""
-
-    def __init__(self, encoder: StoredText, dataset: Dataset) -> None:
-        self.encoder, self.dataset, self._states = encoder, dataset, encoder.states
-        self.empty = encoder.encode([EMPTY])
-
-    def of_samples(self, index: int) -> tuple[str, ...]:
-        """Return names of the captions of a sample, in place of their texts."""
-        return tuple(f"caption {k} of sample {index}" for k in range(self._states.counts[index])) or (EMPTY,)
-
-    def chosen(self, place: np.ndarray, draw: Tensor) -> Text:
-        counts = self._states.counts[place]
-        return self._read(place, [int(u * n) for u, n in zip(draw.tolist(), counts.tolist(), strict=True)])
-
-    def first(self, place: np.ndarray) -> Text:
-        return self._read(place, [0] * len(place))
-
-    def with_captions(self, place: np.ndarray) -> np.ndarray:
-        return place[self._states.counts[place] > 0].astype(np.int64)
-
-    def about(self) -> dict[str, object]:
-        captions = int(self._states.counts.sum())
-        return {
-            "name": NAME, "sha256": self.encoder.sha256, "params": 0, "flops": 0, "one_off_flops": 0,
-            "captions": captions, "distinct": captions + 1, "cut": 0,
-        }  # fmt: skip
-
-    def _read(self, place: np.ndarray, captions: Sequence[int]) -> Text:
-        """Return the features of one caption of each sample; of the empty one for a sample without."""
-        states = [
-            self._states.states(int(i), k) if self._states.counts[i] else self.empty.features[0].numpy()
-            for i, k in zip(place, captions, strict=True)
-        ]
-        return Text(torch.from_numpy(np.stack(states)))
 
 
 def _no_states() -> UserError:

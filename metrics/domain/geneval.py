@@ -1,7 +1,7 @@
 """The tasks of GenEval (Ghosh et al. 2023, arXiv 2310.11513) on scenes of known cells.
 
-GenEval judges a whole prompt of one task by a detector. Here the reader of `obedience.py` is the detector. A
-caption belongs to every task whose form it has:
+GenEval judges a complete prompt of one task by a detector. Here the reader of `obedience.py` is the detector.
+A caption belongs to every task whose form it has:
 
     single_object        one object                      its class is shown
     two_objects          two groups of other classes     both classes are shown
@@ -28,7 +28,7 @@ from metrics.value import Value
 def geneval(task: str, shown: Attributes, captions: Sequence[Scene]) -> Value:
     """Return the share of scenes that fulfil their caption in one task, with Wilson's interval.
 
-    Its n is the number of captions of this task. Raises `MetricError` if there is none.
+    Its n is the number of captions of this task. Raises `MetricError` if none is.
     """
     return judged(_TASKS[task], task, shown, captions)
 

@@ -4,7 +4,7 @@ A scene has cells, each with at most one object of a class, a colour and a size.
 scenes whose cells are known. Its weights are a pure function of pictures, cells and recipe (one thread, a
 separate random stream), cached under a hash of all three.
 
-The kinds judge one attribute each; the tasks of GenEval, which judge whole captions, are in geneval.py:
+The kinds judge one attribute each; the tasks of GenEval, which judge complete captions, are in geneval.py:
 
     object     every class that the caption names is shown
     colour     every colour that it names is shown
@@ -66,7 +66,7 @@ _RECOGNISED = ("colour", "size", "kind")
 Scene = Sequence[Wanted]
 """The groups of a caption, one or two."""
 Rule = tuple[Callable[[Scene], bool], Callable[[Attributes, Scene], bool]]
-"""Whether a caption counts, and whether a shown scene obeys it."""
+"""A function that decides if a caption counts, and one that decides if a shown scene obeys it."""
 
 
 def obedience(kind: str, shown: Attributes, captions: Sequence[Scene]) -> Value:

@@ -90,7 +90,7 @@ def _labels(runs: Sequence[str]) -> str:
     return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(runs[:SHOWN])}{more}"
 
 
-def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], None]]]:
+def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], object]]]:
     """Yield every network of a run, with its check."""
     from harness.data.disk.survey import data_path
     from harness.encoders.base import check_weights as check_encoder
@@ -122,7 +122,7 @@ def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], None]]]:
         yield network, partial(check_codec, spec.data)
 
 
-def _reason(check: Callable[[], None]) -> str:
+def _reason(check: Callable[[], object]) -> str:
     try:
         check()
     except UserError as error:

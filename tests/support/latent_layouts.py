@@ -119,3 +119,16 @@ def stored(out: Path) -> np.ndarray:
 
 def files_below(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def uvit_files(records: np.ndarray, captions: int = 2) -> dict[str, bytes]:
+    """Return the files of U-ViT's scripts/extract_mscoco_feature.py."""
+    files = {f"{number}.npy": npy(record) for number, record in enumerate(records)}
+    for number in range(len(records)):
+        for caption in range(captions):
+            files[f"{number}_{caption}.npy"] = npy(states(number, caption))
+    return files | {"empty_context.npy": npy(states(0, 9))}
+
+
+def states(number: int, caption: int) -> np.ndarray:
+    return np.random.default_rng((number, caption)).normal(size=(7, 6)).astype(np.float32)

@@ -62,7 +62,7 @@ class CaptionFeatures:
         return any((folder / EMPTY).is_file() for folder in (self.folder, self.folder.parent))
 
     def empty_file(self) -> Path:
-        """Return the file of the empty caption's states. Raises `UserError` if there is none."""
+        """Return the file of the empty caption's states. Raises `UserError` without one."""
         for folder in (self.folder, self.folder.parent):
             if (folder / EMPTY).is_file():
                 return folder / EMPTY

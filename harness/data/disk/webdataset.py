@@ -398,7 +398,7 @@ def _labels(spec: DataSpec, path: Path, shards: Sequence[_Shard]) -> tuple[Label
 
 
 def _captions(path: Path, shards: Sequence[_Shard]) -> Captions:
-    """Return the captions of all samples. Raises `UserError` if there is none."""
+    """Return the captions of all samples. Raises `UserError` if no sample has one."""
     texts = [tuple(captions) for shard in shards for captions in shard.captions]
     if not any(texts):
         raise UserError(

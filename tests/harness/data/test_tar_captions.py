@@ -12,25 +12,11 @@ from harness.assembly.resolve import load_spec
 from harness.data.dataset import Capabilities, Dataset
 from harness.data.found import found_in
 from harness.errors import UserError
+from tests.harness.data.captioned_tars import READ, TEXTS, members, texts
 from tests.harness.data.containers import Members, tar_of
-from tests.harness.data.pictures import opened, pixels, png
+from tests.harness.data.pictures import opened
 
-TEXTS = ["a cat", "ein Hund\n\n a dog \n", "家", "", None, "a fox"]
-READ = [("a cat",), ("ein Hund", "a dog"), ("家",), ("",), (), ("a fox",)]
 FIELDS = [["a cat"], ["ein Hund", "a dog"], "家", "", None, "a fox"]
-
-
-def members(ending: str, contents: list[bytes | None], start: int = 0) -> list[tuple[str, bytes]]:
-    """Return KEY.png of each sample, and a second member where it has content."""
-    found: list[tuple[str, bytes]] = []
-    for number, (image, content) in enumerate(zip(pixels(), contents, strict=False), start):
-        found.append((f"{number:05d}.png", png(image)))
-        found += [(f"{number:05d}.{ending}", content)] if content is not None else []
-    return found
-
-
-def texts(values: list[str | None] = TEXTS) -> list[bytes | None]:
-    return [None if value is None else value.encode() for value in values]
 
 
 def fields(name: str) -> list[bytes | None]:

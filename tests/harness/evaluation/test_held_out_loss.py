@@ -120,15 +120,22 @@ def test_held_out_loss_is_that_of_a_plain_loop(kind: str) -> None:
         named = {f"{LOSS}/video": video.mean(1), f"{LOSS}/audio": sound.mean(1)}
     else:
         by_time, named = squares.mean(2), {}
+    if kind == "texts":
+        dataset, captions = open_dataset(spec.data), open_captions(spec, open_dataset(spec.data), CPU)
+        place = split(dataset, spec.data.held_out).held_out[: spec.eval.samples]
+        words = np.array([len(text.split()) for text in captions.first_texts(place)])
+        longer, losses = words > np.median(words), by_time.mean(1)
+        assert 0 < longer.sum() < len(words)
+        named |= {f"{LOSS}/short_captions": losses[~longer], f"{LOSS}/long_captions": losses[longer]}
     named |= {LOSS: by_time.mean(1)} | {f"{LOSS}@{k / 8:g}": by_time[:, k] for k in range(8)}
     assert result.metrics.keys() == named.keys() and next(iter(result.metrics)) == LOSS
     for name, losses in named.items():
-        found, half = result.metrics[name], Z * losses.std(ddof=1) / np.sqrt(7)
+        found, half = result.metrics[name], Z * losses.std(ddof=1) / np.sqrt(len(losses))
         assert found.mean == pytest.approx(losses.mean(), rel=2e-6), name
         assert (found.low, found.high) == pytest.approx(
             (losses.mean() - half, losses.mean() + half), rel=1e-5
         )
-        assert found.n == 7 and found.row().keys() == {"mean", "low", "high", "n"}
+        assert found.n == len(losses) and found.row().keys() == {"mean", "low", "high", "n"}
 
 
 def test_network_that_predicts_nothing_has_the_closed_form_at_time_0() -> None:

@@ -28,7 +28,9 @@ from tests.support.latent_layouts import (
     npy,
     npz,
     safetensors_files,
+    states,
     stored,
+    uvit_files,
     write,
 )
 from tests.support.mutations import check_mutated_imports, check_mutated_reads
@@ -54,19 +56,6 @@ def mar_files(records: np.ndarray) -> dict[str, bytes]:
         f"n{number % 3:08d}/image_{number}.JPEG.npz": npz(moments=record[0], moments_flip=record[1])
         for number, record in enumerate(records)
     }
-
-
-def uvit_files(records: np.ndarray, captions: int = 2) -> dict[str, bytes]:
-    """Return the files of U-ViT's scripts/extract_mscoco_feature.py."""
-    files = {f"{number}.npy": npy(record) for number, record in enumerate(records)}
-    for number in range(len(records)):
-        for caption in range(captions):
-            files[f"{number}_{caption}.npy"] = npy(states(number, caption))
-    return files | {"empty_context.npy": npy(states(0, 9))}
-
-
-def states(number: int, caption: int) -> np.ndarray:
-    return np.random.default_rng((number, caption)).normal(size=(7, 6)).astype(np.float32)
 
 
 # LightningDiT

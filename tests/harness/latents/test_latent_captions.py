@@ -17,13 +17,12 @@ from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.records.record import Record
 from harness.text.captions import RunCaptions, open_captions
+from tests.harness.data.captioned_tars import READ, members, texts
 from tests.harness.data.containers import tar_of
 from tests.harness.data.pictures import pixels, png
-from tests.harness.data.test_tar_captions import READ, members, texts
-from tests.harness.latents.test_import_layouts import states, uvit_files
 from tests.harness.latents.vae import save_vae
 from tests.support.encoded import content, encode
-from tests.support.latent_layouts import attempt, import_data, moments, write
+from tests.support.latent_layouts import attempt, import_data, moments, states, uvit_files, write
 from tests.support.runs import tiny, trained
 
 CPU = torch.device("cpu")
