@@ -40,7 +40,7 @@ def with_captions(spec: DataSpec, text: TextSpec, dataset: Any) -> DataSpec:
     if not able.captioned:
         raise UserError(
             f"text.encoder = {text.encoder} needs captions, but data set '{spec.name}' has none; choose "
-            "data.name=prompts or bounce, or parquet, folder or webdataset with captions"
+            "data.name=prompts, bounce or words, or parquet, folder or webdataset with captions"
         )
     return spec
 

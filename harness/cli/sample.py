@@ -146,11 +146,13 @@ def _write(drawing: Drawing, output: Path, shapes: Sequence[tuple[int, ...]], wa
     import torch
 
     from harness.evaluation.film_file import film
-    from harness.evaluation.sample_grid import films, picture, png
+    from harness.evaluation.sample_grid import count_drawn, films, picture, png
     from harness.files.files import write_atomic
 
     x = torch.cat(list(drawing.batches())).numpy()
-    captions = drawing.conditions.texts(np.arange(drawing.job.spec.samples))[:SHOWN]
+    count = drawing.job.spec.samples
+    drawn = count if waveform or output.suffix == ".mp4" else count_drawn(count, shapes)
+    captions = drawing.conditions.texts(np.arange(drawn))[:SHOWN]
     if output.suffix == ".mp4":
         content = film(x, shapes, captions)
     else:

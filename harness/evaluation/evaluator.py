@@ -31,7 +31,7 @@ from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.real_side import RealSamples
 from harness.evaluation.reference import race_reference
 from harness.evaluation.reference_free import prepared
-from harness.evaluation.sample_grid import picture, png
+from harness.evaluation.sample_grid import count_drawn, picture, png
 from harness.files.files import write_atomic
 from harness.files.progress import announced
 from harness.flow.samplers import Rule, plain
@@ -400,7 +400,7 @@ class Evaluator:
         metrics |= {name: MetricResult.of_value(value) for name, value in losses.items()}
         metrics = {name: metrics[name] for name in (*self.spec.metrics, *metrics) if name in metrics}
         first = replicates[0].first
-        captions = self.conditions.texts(np.arange(len(first)))
+        captions = self.conditions.texts(np.arange(count_drawn(len(first), self.shapes)))
         return Result(metrics, self.protocol, picture(first, self.shapes), errors, tuple(captions))
 
     def _n_of(self, name: str, replicates: list[Replicate]) -> int:

@@ -32,6 +32,15 @@ def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
     return enlarged(_drawn(x, shapes), enlargement(shapes[0]))
 
 
+def count_drawn(samples: int, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return the number of samples that `picture` draws: all, or the first `VIDEOS` videos.
+
+    >>> count_drawn(40, [(3, 32, 32)]), count_drawn(40, [(1, 12, 16, 16), (32, 48)])
+    (40, 8)
+    """
+    return min(samples, VIDEOS) if len(shapes[0]) == 4 else samples
+
+
 def enlargement(shape: tuple[int, ...]) -> int:
     """Return the factor that brings the shorter side of an image, a frame or a spectrogram to `LEAST`.
 
@@ -54,7 +63,7 @@ def _drawn(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
     if parts[0].ndim == 3:
         return image_grid(spectrogram(parts[0]), columns=4)
     return image_grid(
-        np.stack([strip([part[i] for part in parts]) for i in range(min(VIDEOS, len(x)))]), columns=1
+        np.stack([strip([part[i] for part in parts]) for i in range(count_drawn(len(x), shapes))]), columns=1
     )
 
 

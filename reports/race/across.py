@@ -7,6 +7,7 @@ compared with another cell of the baseline, which would credit the objective wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from reports.race.race import Race
@@ -18,6 +19,8 @@ from reports.stats.speedup import Speedup
 Across = Literal["pooled", "cells"]
 Pooled = Mapping[tuple[str, str], PooledSpeedup]
 """By axis and objective."""
+UNSET = "default settings"
+"""Name of the cell whose runs set none of the fields that distinguish the cells."""
 
 
 def across_of(race: Race, cells: Sequence[Workload], pooled: Pooled) -> Across:
@@ -38,6 +41,7 @@ def sentence_across(race: Race, cells: Sequence[Workload], pooled: Pooled, axis:
     """Return the verdict on one axis, in one to three sentences."""
     if not any(run.done for run in race.runs):
         return "No run has finished yet: there are curves, but no times to compare."
+    cells = [replace(cell, label=cell.label or UNSET) for cell in cells]
     compared = [cell for cell in cells if not cell.why]
     if not compared:
         whys = "; ".join(dict.fromkeys(f"{cell.label}: {cell.why}" for cell in cells))

@@ -168,6 +168,12 @@ def test_invalid_prompts_are_one_sentence(
         drawn(record, tmp_path / "a.npz", *words)
 
 
+def test_film_of_pictures_is_rejected(record: Record, tmp_path: Path) -> None:
+    words = [str(record.path), "-o", str(tmp_path / "a.mp4"), "--prompt", "a red seven"]
+    with pytest.raises(UserError, match=r"holds videos with their sound, but these samples are image"):
+        CliRunner().invoke(sample_command, words, catch_exceptions=False)
+
+
 def test_prompt_of_a_run_on_labels_is_rejected(tmp_path: Path) -> None:
     labelled = trained(tiny("train.steps=2", "eval.every=2"), tmp_path)
     with pytest.raises(UserError, match=r"conditioned on class labels, not on text; give --classes"):

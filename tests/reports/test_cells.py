@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from reports.analysis.report import RaceReport, read_report
 from reports.cli.audit import audit
 from reports.cli.report import report as command
 from reports.pages.tables import headline_tables
+from reports.race.across import sentence_across
 from reports.race.race import read_race
 from reports.race.workloads import pool_speedups
 from reports.stats.speedup import Time, speedup
@@ -77,6 +79,15 @@ def test_headline_is_per_cell_if_the_study_or_the_command_says_so(tmp_path: Path
     (table,) = headline_tables(report)
     assert next(iter(table.rows)) == "repa, train.learning_rate = 0.001" and len(table.rows) == 4
     assert read_report([tmp_path], across="pooled").across == "pooled"
+
+
+def test_cell_that_sets_no_distinguishing_field_has_a_name_in_the_headline(tmp_path: Path) -> None:
+    """Fields at their defaults may be missing in specs, for example the equal weights of two parts."""
+    report = read_report([write_study(tmp_path)])
+    first, second = report.workloads
+    cells = replace(first, label=""), second
+    text = sentence_across(report.race, cells, report.pooled, "steps", "cells")
+    assert " default settings: repa " in text and f"; {second.label}: " in text
 
 
 def test_headline_is_per_cell_by_default_when_cells_compare_different_arms(tmp_path: Path) -> None:

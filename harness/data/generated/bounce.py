@@ -14,6 +14,7 @@ import numpy as np
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.bounce_captions import STATES, Bounces, bounces, described
+from harness.data.generated.captioned import caption_bytes, some_of, wants_captions
 from harness.data.generated.digits import Digits
 from harness.data.generated.moving_digits import (
     CLIPS_EACH,
@@ -26,7 +27,6 @@ from harness.data.generated.moving_digits import (
     reflected,
 )
 from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mels_of
-from harness.errors import UserError
 from harness.runtime.random_streams import Streams
 
 LOWEST = 3.0
@@ -38,8 +38,6 @@ DRIFT = 0.75
 """Highest horizontal speed in pixels per frame."""
 PEAK, DECAY, PITCH = 0.8, 0.012, (500.0, 5.0)
 """Amplitude of a click, seconds to 1/e, and (Hz of digit 0, digits per octave)."""
-CAPTION_KEY = "usual"
-"""The value of `data.caption_key` that generates captions."""
 CLICK = int(12 * DECAY * RATE)
 """Length of a click in samples, until it has decayed by 100 dB."""
 
@@ -63,10 +61,7 @@ class Bounce:
     """Log-mel frames for each frame of video, for metrics that match clicks with impacts."""
 
     def __init__(self, spec: DataSpec) -> None:
-        if spec.caption_key not in ("", CAPTION_KEY):
-            raise UserError(
-                f"data.caption_key = {spec.caption_key}: the captions of bounce are generated; leave it out"
-            )
+        captioned = wants_captions(spec)
         self._digits, frames = Digits(spec), clip_length(spec, FRAMES)
         self.shape, self.beside = (1, frames, SIDE, SIDE), ((BANDS, PER_FRAME * frames),)
         drawn = Streams(0).uniform("data/bounce", range(len(self)), (4,)).numpy().astype(np.float64)
@@ -80,8 +75,10 @@ class Bounce:
         self._pixels = placed(digit_images(self._digits, len(self)), self.position)
         self._mels = mels_of(self.wave, len(self))
         content = hashlib.sha256(self._pixels.tobytes() + self._mels.tobytes())
-        if spec.caption_key:
-            content.update(self._add_captions())
+        if captioned:
+            texts = some_of([described(self.truth(i)) for i in range(len(self))], "data/bounce/captions")
+            self.captions = texts.__getitem__
+            content.update(caption_bytes(texts))
         self.fingerprint = content.hexdigest()[:16]
 
     position: np.ndarray
@@ -105,14 +102,6 @@ class Bounce:
     def truth(self, index: int) -> Bounces:
         label = self._digits.sample(index % len(self._digits)).label
         return bounces(label, float(self.first[index]), float(self.period[index]), self.shape[1])
-
-    def _add_captions(self) -> bytes:
-        """Set `captions`, and return the bytes that the fingerprint covers."""
-        drawn = Streams(0).uniform("data/bounce/captions", range(len(self))).numpy()
-        number = (drawn * 3).astype(int) + 1
-        texts = [described(self.truth(i))[: number[i]] for i in range(len(self))]
-        self.captions = texts.__getitem__
-        return "\n".join("\t".join(captions) for captions in texts).encode()
 
     def impacts(self, index: int) -> np.ndarray:
         """Return the times, in frames, of every impact from half a frame before the first frame to half a

@@ -8,6 +8,7 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.generated.captioned import caption_bytes, some_of, wants_captions
 from harness.runtime.random_streams import Streams
 
 _WORDS = """
@@ -29,19 +30,28 @@ class Words:
     """Words: grey images of 16x32, one class per word; position and brightness vary, letters do not.
 
     There are 1,920 samples. The letters are Pillow's `load_default_imagefont`, a bitmap font that is the same
-    on every machine. `text(index)` is the text of an image.
+    on every machine. `text(index)` is the text of an image. For a run with a text encoder, which sets
+    `data.caption_key`, an image has one to three captions that spell it.
     """
 
     modality = "image"
-    reads = ()
+    reads = ("caption_key",)
     classes = len(WORDS)
+    caption_source = "generated"
     shape = (1, HEIGHT, WIDTH)
     words = WORDS
     """The text of each class."""
 
     def __init__(self, spec: DataSpec) -> None:
-        self._pixels = written([self.text(index) for index in range(len(self))], "data/words")
-        self.fingerprint = hashlib.sha256(self._pixels.tobytes()).hexdigest()[:16]
+        captioned = wants_captions(spec)
+        texts = [self.text(index) for index in range(len(self))]
+        self._pixels = written(texts, "data/words")
+        content = hashlib.sha256(self._pixels.tobytes())
+        if captioned:
+            captions = some_of([described(text) for text in texts], "data/words/captions")
+            self.captions = captions.__getitem__
+            content.update(caption_bytes(captions))
+        self.fingerprint = content.hexdigest()[:16]
 
     def __len__(self) -> int:
         return EACH * len(WORDS)
@@ -61,6 +71,11 @@ class Words:
         reader."""
         texts = random_texts(count)
         return written(texts, "data/words/random/place"), texts
+
+
+def described(text: str) -> tuple[str, str, str]:
+    """Return three captions of an image of a word."""
+    return f'the word "{text}"', f'an image that reads "{text}"', f'"{text}" in bright letters on black'
 
 
 def written(texts: list[str], stream: str) -> np.ndarray:

@@ -55,7 +55,7 @@ def data() -> Bounce:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory, quick_networks: None) -> Record:
-    spec = text_spec("train.steps=2", "train.checkpoint_every=2", "eval.every=2", "eval.grid=3")
+    spec = text_spec("train.steps=2", "train.checkpoint_every=2", "eval.every=2", "eval.grid=10")
     return trained(spec, tmp_path_factory.mktemp("run"))
 
 
@@ -107,7 +107,9 @@ def test_record_has_values_of_both_parts_with_their_n_and_both_floors(record: Re
 
 def test_prompt_draws_a_film_with_sound_and_is_in_the_picture(record: Record, tmp_path: Path) -> None:
     grid = Image.open(record.path / "samples" / "step-00000002.png")
-    assert all("bounces" in caption for caption in json.loads(grid.info["captions"]))
+    captions = json.loads(grid.info["captions"])
+    # A picture has at most eight videos, and no caption of a video that it does not have.
+    assert len(captions) == 8 and all("bounces" in caption for caption in captions)
     drawn = {}
     for prompt in ("a seven bounces twice, fast", "an eight bounces slowly"):
         file = tmp_path / f"{prompt[:4]}.png"
