@@ -15,6 +15,17 @@ from methods.common.method import Method
 PLUGIN = "echo"
 
 
+def declared_stacks() -> list[str]:
+    """Return every pair of methods that declares itself compatible."""
+    classes = {name: registry.load("method", name) for name in registry.METHODS}
+    pairs = {(name, other) for name, cls in classes.items() for other in cls.stacks_with}
+    return sorted({registry.stack_name(pair) for pair in pairs})
+
+
+STACKS = declared_stacks()
+FAST_STACKS = ("repa+tread", "repa+internal_guidance")
+
+
 @pytest.fixture(scope="session")
 def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the plug-in with pip, and return its folder; on the import path it registers `echo`."""
@@ -43,14 +54,20 @@ few_methods_fast = pytest.mark.parametrize(
     "method",
     [
         name if name in ("flow", "repa", "self_flow", PLUGIN) else pytest.param(name, marks=pytest.mark.slow)
-        for name in (*registry.METHODS, PLUGIN)
+        for name in (*registry.METHODS, *STACKS, PLUGIN)
     ],
     indirect=True,
 )
 """Runs a test with three methods and the plug-in in the fast suite, and with all others in the slow one."""
 
 
-@pytest.fixture(params=[*registry.names("method"), PLUGIN])
+@pytest.fixture(
+    params=[
+        *registry.names("method"),
+        *(name if name in FAST_STACKS else pytest.param(name, marks=pytest.mark.slow) for name in STACKS),
+        PLUGIN,
+    ]
+)
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     """Return the class of a registered name; the plug-in is on the import path only for its own cases."""
     if request.param == PLUGIN:
