@@ -65,12 +65,13 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
     needs = spec.method.needs()
-    if needs.outputs:
-        config = replace(config, outputs=needs.outputs)
-    if not needs.summary:
-        return config
-    first = architecture(needs.encoders[0].name, pictured(dataset), config.grid)
-    return replace(config, extra=first.dim)
+    extra = 0
+    if needs.summary:
+        extra = architecture(needs.encoders[0].name, pictured(dataset), config.grid).dim
+    try:
+        return replace(config, extra=extra, outputs=needs.outputs)
+    except ValueError as error:
+        raise UserError(f"method.name = {spec.method.name}: {error}") from error
 
 
 def build_backbone(

@@ -80,11 +80,13 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     """Validate a raw table and fill in every default, those that depend on method and backbone included."""
     data = dict(data)
     per_method = data.pop("methods", {})
-    chosen = data.pop("method", {})
+    chosen = _stacked(data.pop("method", {}), where)
     if not isinstance(chosen, Mapping) or not isinstance(per_method, Mapping):
         raise UserError(f'{where}: method must be a table, for example [method] name = "flow"')
     for named, table in per_method.items():
-        if named not in registry.METHODS and named not in (known := registry.names("method")):
+        if "+" in named:
+            registry.load("method", named)
+        elif named not in registry.METHODS and named not in (known := registry.names("method")):
             raise unknown(
                 f"method in a table [methods.NAME] of {where}:", named, known, see="flowrace list methods"
             )
@@ -93,7 +95,7 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     name = chosen.get("name", "flow")
     method = registry.load("method", str(name))
     suggest = partial(_suggested, method.Config)
-    settings = merge(per_method.get(name, {}), {**chosen, "name": name})
+    settings = merge(_per_term(str(name), per_method), {**chosen, "name": name})
     config = validate(method.Config, settings, f"{where}: method", lambda path: suggest(f"method.{path}"))
     # The sections are checked first; the method is resolved below for the backbone.
     spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where, suggest)
@@ -112,6 +114,31 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
         spec = spec.model_copy(update={"eval": _without_decoding(spec)})
     _check(spec, where, undecoded)
     return spec
+
+
+# Any: raw tables.
+def _stacked(method: Any, where: str) -> Any:
+    """Return the table of a stack from a list of its terms' tables; anything else is returned unchanged."""
+    if not isinstance(method, list):
+        return method
+    named = [term for term in method if isinstance(term, Mapping) and isinstance(term.get("name"), str)]
+    if len(named) < len(method) or not method:
+        raise UserError(
+            f'{where}: method = {method}: a stack is a list of tables, for example [{{name = "repa"}}, '
+            '{name = "tread"}]'
+        )
+    if len(method) == 1:
+        return dict(method[0])
+    tables = {term["name"]: dict(term) for term in named}
+    return {"name": registry.stack_name(term["name"] for term in named), **tables}
+
+
+def _per_term(name: str, per_method: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of `[methods.NAME]` for a method, or for each term of a stack."""
+    if "+" not in name:
+        return per_method.get(name, {})
+    terms = {term: per_method[term] for term in name.split("+") if term in per_method}
+    return merge(terms, per_method.get(name, {}))
 
 
 def _suggested(method: type[MethodConfig], path: str) -> str:

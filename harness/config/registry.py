@@ -7,6 +7,7 @@ Modules are imported on use. Other packages add to it through the entry-point gr
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -54,6 +55,8 @@ DATASETS = {
     "prompts": "harness.data.generated.prompts:Prompts",
     "latents": "harness.latents.dataset:Latents",
 }
+STACK = "methods.common.stack"
+"""The module that makes one method of several."""
 # Family -> class; a full name is "family:model".
 ENCODERS = {
     "timm": "harness.encoders.timm:TimmEncoder",
@@ -94,8 +97,25 @@ def names(kind: str) -> list[str]:
     return sorted({*_TABLES[kind], *plugins(kind)})
 
 
+def stack_name(terms: Iterable[str]) -> str:
+    """Return the name of a stack of methods: built-in ones in the order of `METHODS`, then plug-ins.
+
+    >>> stack_name(["tread", "repa"])
+    'repa+tread'
+    """
+    order = list(METHODS)
+    return "+".join(
+        sorted(terms, key=lambda name: (order.index(name) if name in order else len(order), name))
+    )
+
+
 def load(kind: str, name: str) -> Any:
-    """Return the class registered under a name; raises `UserError` with the nearest match if unknown."""
+    """Return the class registered under a name, or that of a stack of methods such as `repa+tread`.
+
+    Raises `UserError` with the nearest match if it is unknown.
+    """
+    if kind == "method" and "+" in name:
+        return importlib.import_module(STACK).stack_of(name)
     if name in _TABLES[kind]:
         module, _, attribute = _TABLES[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)

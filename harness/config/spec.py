@@ -441,6 +441,11 @@ class MethodConfig(Section):
         """Return whether the encoders run at a step (1-based)."""
         return bool(self.needs().encoders) and self.weight(step) > 0
 
+    @property
+    def terms(self) -> Mapping[str, MethodConfig]:
+        """The settings of each term of a stack, by name; of a single method, its own."""
+        return {self.name: self}
+
     def resolved(self, backbone: BackboneSpec) -> Self:
         """Return the config with every default filled in that depends on the backbone.
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.config.spec import RunSpec
+from harness.config.spec import MethodConfig, RunSpec
 from harness.data.found import check_labels
 from harness.data.open import open_dataset
 from harness.errors import UserError
@@ -54,16 +54,22 @@ def _with_text(spec: RunSpec) -> RunSpec:
 
 
 def _with_encoders(spec: RunSpec) -> RunSpec:
-    fields = {name: _field(value, name) for name, value in spec.method}
-    changed = {name: value for name, value in fields.items() if value is not getattr(spec.method, name)}
-    if not changed:
-        return spec
-    return spec.model_copy(update={"method": spec.method.model_copy(update=changed)})
+    method = _method_with_encoders(spec.method)
+    return spec if method is spec.method else spec.model_copy(update={"method": method})
+
+
+def _method_with_encoders(method: MethodConfig, prefix: str = "") -> MethodConfig:
+    """Return the settings of a method, and of the terms of a stack, with the content of their encoders."""
+    fields = {name: _field(value, f"{prefix}{name}") for name, value in method}
+    changed = {name: value for name, value in fields.items() if value is not getattr(method, name)}
+    return method.model_copy(update=changed) if changed else method
 
 
 # Any: a field of any method's config.
 def _field(value: Any, name: str) -> Any:
     """Return a field of a method, with the content of its encoders; the same object without any."""
+    if isinstance(value, MethodConfig):
+        return _method_with_encoders(value, f"{name}.")
     if isinstance(value, tuple) and any(map(_names_weights, value)):
         return tuple(_with_content(item, name) if _names_weights(item) else item for item in value)
     return _with_content(value, name) if _names_weights(value) else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,6 +25,10 @@ class Method(TrainingMethod):
     A subclass sets `Config`, and overrides `draw` for other times and masks and `align` for a second term.
     """
 
+    stacks_with: ClassVar[tuple[str, ...]] = ()
+    """Methods with which this one can be stacked (methods/common/stack.py). They must need no other draw of
+    times than this method, and have no loss of a form other than that of this class."""
+
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         """Return noise and one time per sample, from the streams that all methods share."""
         t = part_times(self.setting.time, self.setting.backbone, streams, "time", batch.index)
@@ -39,24 +45,25 @@ class Method(TrainingMethod):
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
         """Return L_gen + weight x L_align; while the weight is 0, L_align is not computed."""
         weight = self.config.weight(batch.step)
-        x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone)
-        needs = self.needs() if weight else Needs()
-        groups = separated(draw.groups, batch, self.setting.backbone)
-        prediction = student(
-            x_tau,
-            draw.times,
-            batch.y,
-            taps=needs.taps,
-            groups=groups,
-            heads=needs.heads,
-            outputs=needs.outputs,
-            route=draw.route,
-        )
+        prediction = self.predict(student, batch, draw, self.needs() if weight else Needs())
         flow = flow_loss(prediction.velocity, batch, draw, self.setting)
         if not weight:
             return Losses(flow, {"flow": flow})
         align = self.align(student, batch, draw, prediction)
         return Losses(flow + weight * align, {"flow": flow, "align": align})
+
+    def predict(self, student: Student, batch: Batch, draw: Draw, needs: Needs) -> Prediction:
+        """Return the student's outputs on the noised samples, with the layers that are needed."""
+        return student(
+            interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone),
+            draw.times,
+            batch.y,
+            taps=needs.taps,
+            groups=separated(draw.groups, batch, self.setting.backbone),
+            heads=needs.heads,
+            outputs=needs.outputs,
+            route=draw.route,
+        )
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         """Return the second term, a scalar; called only while its weight is not zero."""

@@ -100,8 +100,9 @@ def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], object]]]:
     from harness.latents.dataset import check_codec
     from harness.text.base import check_text_weights
 
-    for choice in spec.method.needs().encoders:
-        setting = f"--set methods.{spec.method.name}.encoder"
+    encoders = [(n, choice) for n, term in spec.method.terms.items() for choice in term.needs().encoders]
+    for method, choice in encoders:
+        setting = f"--set methods.{method}.encoder"
         options = f"{setting}.weights=FILE or {setting}.download=true"
         yield _Network("encoder", choice.name, options, choice.weights), partial(check_encoder, choice)
     if spec.text.encoder:

@@ -12,16 +12,30 @@ import pytest
 from harness.config import registry
 from methods.common.method import Method
 
-PLUGIN = "echo"
+PLUGIN, GUIDED_PLUGIN = "echo", "inner"
+PLUGINS = (PLUGIN, GUIDED_PLUGIN)
+
+
+def declared_stacks() -> list[str]:
+    """Return every pair of methods that declares itself compatible."""
+    classes = {name: registry.load("method", name) for name in registry.METHODS}
+    pairs = {(name, other) for name, cls in classes.items() for other in cls.stacks_with}
+    return sorted({registry.stack_name(pair) for pair in pairs})
+
+
+STACKS = declared_stacks()
+FAST_STACKS = ("repa+tread", "repa+internal_guidance")
 
 
 @pytest.fixture(scope="session")
 def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the plug-in with pip, and return its folder; on the import path it registers `echo`."""
+    """Install the plug-ins with pip, and return their folder; on the import path they register `echo` and
+    `inner`."""
     work = tmp_path_factory.mktemp("plugin")
     source, site = work / "source", work / "site"
     # A build writes into the folder of its source.
-    shutil.copytree(Path(__file__).parent / "plugin", source)
+    for folder in ("plugin", "inner_plugin"):
+        shutil.copytree(Path(__file__).parent / folder, source / folder)
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     command = [
         sys.executable,
@@ -32,7 +46,7 @@ def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *offline,
         "--target",
         str(site),
-        str(source),
+        *map(str, source.iterdir()),
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
@@ -43,16 +57,22 @@ few_methods_fast = pytest.mark.parametrize(
     "method",
     [
         name if name in ("flow", "repa", "self_flow", PLUGIN) else pytest.param(name, marks=pytest.mark.slow)
-        for name in (*registry.METHODS, PLUGIN)
+        for name in (*registry.METHODS, *STACKS, *PLUGINS)
     ],
     indirect=True,
 )
 """Runs a test with three methods and the plug-in in the fast suite, and with all others in the slow one."""
 
 
-@pytest.fixture(params=[*registry.names("method"), PLUGIN])
+@pytest.fixture(
+    params=[
+        *registry.names("method"),
+        *(name if name in FAST_STACKS else pytest.param(name, marks=pytest.mark.slow) for name in STACKS),
+        *PLUGINS,
+    ]
+)
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     """Return the class of a registered name; the plug-in is on the import path only for its own cases."""
-    if request.param == PLUGIN:
+    if request.param in PLUGINS:
         monkeypatch.syspath_prepend(str(request.getfixturevalue("plugin_site")))
     return registry.load("method", request.param)

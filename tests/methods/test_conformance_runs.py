@@ -13,6 +13,7 @@ from harness.data.open import open_dataset, split
 from harness.encoders import local
 from harness.encoders.local import RandomEncoder
 from harness.errors import UserError
+from harness.records.flatten import flatten
 from harness.records.record import DONE, Record
 from harness.train.state import build_run
 from methods.common.method import Method
@@ -84,7 +85,7 @@ def test_encoder_with_another_grid_is_rejected(method: type[Method], monkeypatch
 
 @pytest.mark.slow
 def test_run_equals_flow_for_fifty_steps_when_off(method: type[Method], tmp_path: Path) -> None:
-    knobs = [f"method.{field}={value}" for field, value in method.Config.off.items()]
+    knobs = [f"method.{field}={value}" for field, value in flatten(method.Config.off).items()]
     runs = [
         trained(tiny("train.steps=50", "eval.every=50", *words), tmp_path)
         for words in (["method.name=flow"], [f"method.name={name_of(method)}", *knobs])

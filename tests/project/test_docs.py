@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 from harness.cli.main import cli
@@ -14,11 +16,12 @@ from harness.records.record import Record
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 from tests.conftest import ROOT
+from tests.support.commands import flowrace
 from tests.support.mlflow_runs import evaluation, train
 from tests.support.runs import tiny, trained
 
 PAGE = ROOT / "docs" / "guides" / "adding-a-method.md"
-PLUGIN = ROOT / "tests" / "methods" / "plugin"
+PLUGIN = ROOT / "tests" / "methods" / "inner_plugin"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROOMS = ("harness", "methods", "metrics", "reports", "sweeps", "tests", "benchmarks", "scripts")
 
@@ -29,22 +32,39 @@ def blocks(language: str) -> list[str]:
 
 
 def test_method_page_shows_the_plugin_of_the_conformance_tests() -> None:
-    assert blocks("python") == [(PLUGIN / "flowrace_echo.py").read_text()]
+    assert blocks("python") == [(PLUGIN / "flowrace_inner.py").read_text()]
     assert blocks("toml") == [(PLUGIN / "pyproject.toml").read_text()]
 
 
-@pytest.mark.usefixtures("quick_networks")
-def test_method_on_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its module and its entry point are those of the page."""
+@pytest.fixture
+def page_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the module and the entry point of the page on the import path."""
     about = tmp_path / "page-0.1.dist-info"
     about.mkdir()
-    entry = re.search(r'^echo = "(.*)"$', blocks("toml")[0], re.MULTILINE)[1]
+    entry = re.search(r'^inner = "(.*)"$', blocks("toml")[0], re.MULTILINE)[1]
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: page\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text(f"[flowrace.methods]\necho = {entry}\n")
-    (tmp_path / "flowrace_echo.py").write_text(blocks("python")[0])
+    (about / "entry_points.txt").write_text(f"[flowrace.methods]\ninner = {entry}\n")
+    (tmp_path / "flowrace_inner.py").write_text(blocks("python")[0])
+    monkeypatch.delitem(sys.modules, "flowrace_inner", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    record: Record = trained(tiny("method.name=echo", "train.steps=3"), tmp_path / "runs")
-    assert record.status == "done" and all("align" in event["losses"] for event in record.of("train"))
+
+
+@pytest.mark.usefixtures("quick_networks", "page_plugin")
+def test_method_on_the_page_trains_and_guides_samples(tmp_path: Path) -> None:
+    """In a stack, as the page shows it; its samples equal those of the built-in method that it rewrites."""
+    drawn = {}
+    for name in ("inner", "internal_guidance"):
+        settings = (f"method.name=repa+{name}", "method.repa.encoder.name=random:small", "train.steps=3")
+        record: Record = trained(tiny(*settings), tmp_path / "runs")
+        assert record.status == "done" and all(name in event["losses"] for event in record.of("train"))
+        for scale in (1, 60):
+            file = tmp_path / f"{name}-{scale}.npz"
+            words = ["-n", "6", "-o", str(file), "--set", f"eval.method_guidance={scale}"]
+            assert flowrace("sample", str(record.path), *words).exit_code == 0
+            drawn[name, scale] = np.load(file)["arr_0"]
+    for scale in (1, 60):
+        np.testing.assert_array_equal(drawn["inner", scale], drawn["internal_guidance", scale])
+    assert (drawn["inner", 1] != drawn["inner", 60]).any()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -69,8 +89,8 @@ def test_paths_on_a_page_exist(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_method_page_has_at_most_100_lines() -> None:
-    assert len(PAGE.read_text().splitlines()) <= 100
+def test_method_page_has_at_most_120_lines() -> None:
+    assert len(PAGE.read_text().splitlines()) <= 120
 
 
 def test_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:

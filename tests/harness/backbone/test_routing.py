@@ -64,7 +64,7 @@ def test_route_that_keeps_every_token_is_no_route(config: BackboneConfig) -> Non
 @BOTH
 @torch.no_grad()
 def test_tokens_that_skip_have_no_influence_inside_the_route(config: BackboneConfig) -> None:
-    """What a skipping token holds at the start of the route changes no token that stays."""
+    """Another value of a skipping token at the start of the route changes no token that stays."""
     (x, times, y), route = given(config, 2), Route(1, 2, KEPT)
     net = network(0, config)
     mask = config.spread(STAYS.float()).bool()
