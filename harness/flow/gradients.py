@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from harness.backbone.condition import Condition
 from harness.backbone.network import Prediction
+from harness.backbone.routing import Route
 from harness.backbone.times import Times
 from harness.flow.batch import Batch, Draw
 from harness.flow.method import Losses, TrainingMethod
@@ -62,11 +63,15 @@ class MeasuredStudent(Student):
         groups: Tensor | None = None,
         extra: Tensor | None = None,
         heads: Collection[int] = (),
+        outputs: Collection[int] = (),
+        route: Route | None = None,
     ) -> Prediction:
         depth = self.config.size.depth
         usual = {max(1, round(fraction * depth)) for fraction in FRACTIONS}
         taps = sorted({*taps, *usual})
-        prediction = super().__call__(x, times, y, taps=taps, groups=groups, extra=extra, heads=heads)
+        prediction = super().__call__(
+            x, times, y, taps=taps, groups=groups, extra=extra, heads=heads, outputs=outputs, route=route
+        )
         for layer, tokens in sorted(prediction.hidden.items()):
             self.features.update(describe(f"student {layer}", tokens))
         return prediction
