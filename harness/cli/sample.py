@@ -9,7 +9,6 @@ import click
 
 from harness.config.options import STEP_OPTION, layout_option, set_option
 from harness.errors import UserError
-from harness.exchange.weights_run import run_in_cache
 from harness.train.trained_run import Drawing, dataset_to_draw, drawing_of_run, spec_of_run
 
 SHOWN = 100
@@ -94,7 +93,10 @@ def sample(
     _check_free(output, overwrite)
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: no such folder {output.parent}")
-    path, overrides = run_in_cache(path, layout, overrides)
+    if path.is_file():
+        from harness.exchange.weights_run import run_in_cache
+
+        path, overrides = run_in_cache(path, layout, overrides)
     spec = spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
     only, given = _classes(classes), (*prompt, *(_prompts(prompts) if prompts else ()))
 

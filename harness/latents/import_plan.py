@@ -49,7 +49,7 @@ class Layout:
     """Takes the root and `labelled`."""
     expected: str
     sized: bool = False
-    """Whether `open` also takes `resolution`, because a source may hold latents of several sizes."""
+    """True if `open` also takes `resolution`, because a source may hold latents of several sizes."""
 
 
 LAYOUTS = (
