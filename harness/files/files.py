@@ -28,7 +28,7 @@ PROBED_BYTES = 64
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Hold the lock of a shared file (`<name>.lock` next to it); wait for another process that holds it."""
-    with open(file.with_name(f"{file.name}.lock"), "a") as lock:
+    with open(file.with_name(f"{file.name}.lock"), "a", opener=no_link) as lock:
         lock_file(lock)
         yield
 
@@ -38,7 +38,7 @@ def exclusive(lock: Path) -> Iterator[None]:
     """Hold a lock file, and remove it at the end; wait for another process that holds it."""
     while True:
         # It is closed below.
-        file = open(lock, "a")  # noqa: SIM115
+        file = open(lock, "a", opener=no_link)  # noqa: SIM115
         lock_file(file)
         # The previous holder may have removed the file between our open and our lock.
         if os.fstat(file.fileno()).st_nlink > 0:
@@ -68,7 +68,7 @@ def take_lock(lock: Path, what: str) -> IO[str]:
     """
     for _ in range(TRIES):
         # The caller closes it.
-        file = open(lock, "a+")  # noqa: SIM115
+        file = open(lock, "a+", opener=no_link)  # noqa: SIM115
         # The previous holder may have removed the file between our open and our lock.
         if try_lock_file(file) and os.fstat(file.fileno()).st_nlink > 0:
             file.truncate(0)
@@ -107,6 +107,14 @@ def try_lock_file(file: IO[Any]) -> bool:
     return True
 
 
+def no_link(path: str, flags: int) -> int:
+    """Open a file unless its name is a link; an `opener` for files that are written in place.
+
+    A folder from a stranger may hold a link to any file of the user. Raises OSError for a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that at every instant it is absent, old or complete."""
     with replacing(path) as temporary:
@@ -122,6 +130,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        # Someone else's link under this name would lead the writer to another file.
+        if temporary.is_symlink():
+            temporary.unlink()
         yield temporary
         with open(temporary, "rb+") as file:
             sync_file(file)

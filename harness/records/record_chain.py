@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.files.files import no_link
 from harness.files.hash_chain import Chain, Row, open_chain, read_chain
 from harness.files.parse import parse_json
 from harness.records.shapes import is_count
@@ -58,10 +59,12 @@ class ChainWriter:
     """An open chain of a run. Each link is written before what would contradict the links before it."""
 
     def __init__(self, run: Path) -> None:
+        if (run / CHAIN).is_symlink():
+            raise UserError(f"{run / CHAIN} is a link, and is not written; put the file itself in its place")
         with open_chain(run / CHAIN, is_link, WHAT, drop_torn=True) as chain:
             self.links, last = chain.rows, chain.last
         # Unbuffered, so that a killed process loses no link, and a failed write leaves none for later.
-        self._file = open(run / CHAIN, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file = open(run / CHAIN, "ab", buffering=0, opener=no_link)  # noqa: SIM115 (closed by close)
         self._chain = Chain(self._file, [], last)
         # None until `begin`, because events that were not read are not known.
         self._covered: Covered | None = None

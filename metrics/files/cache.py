@@ -113,8 +113,8 @@ def _write(file: Path, saved: Saved) -> None:
 
 def _lock(file: Path, waiting: Callable[[], None]) -> IO[str]:
     """Return an open file on which this process holds an exclusive lock."""
-    # The caller closes it.
-    lock = open(file, "w")  # noqa: SIM115
+    # The caller closes it. Nothing is truncated, in case the name is a link to another file.
+    lock = open(file, "a")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -80,6 +80,28 @@ def test_replacing_keeps_the_old_file_when_the_process_is_killed(tmp_path: Path)
     assert file.read_bytes() == b"new" and names(tmp_path) == ["a"]
 
 
+def test_replacing_never_writes_through_a_link_of_its_temporary_name(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".a.txt.tmp").symlink_to(victim)
+    write_atomic(tmp_path / "a.txt", b"new")
+    assert victim.read_text() == "mine" and (tmp_path / "a.txt").read_text() == "new"
+    assert not (tmp_path / "a.txt").is_symlink()
+
+
+def test_lock_that_is_a_link_is_refused_and_its_target_is_unchanged(tmp_path: Path) -> None:
+    """A folder from a stranger may hold such a link."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("lock", "a.lock"):
+        (tmp_path / name).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        take_lock(tmp_path / "lock", "run")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "a"):
+        pytest.fail("locked through a link")
+    assert victim.read_text() == "mine"
+
+
 def test_writing_names_the_place_and_the_reason(tmp_path: Path) -> None:
     file = tmp_path / "missing" / "a"
     with pytest.raises(UserError, match=f"cannot write {file}: No such file or directory"), writing(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -237,3 +238,17 @@ def test_weights_of_another_run_are_named_and_refused(run: Path) -> None:
     check_owner(own)
     with pytest.raises(UserError, match="belongs to run 0123456789ab; restore its own weights"):
         check_owner(foreign)
+
+
+@pytest.mark.parametrize("name", ["lock", "chain.jsonl", "events.jsonl", "environment.json"])
+def test_link_in_a_run_directory_is_never_written_through(run: Path, tmp_path: Path, name: str) -> None:
+    """A directory from a stranger may hold a link to a file of the user."""
+    victim = tmp_path / "victim"
+    victim.write_bytes((run / name).read_bytes())
+    before = victim.read_bytes()
+    (run / name).unlink()
+    (run / name).symlink_to(victim)
+    # A file that is replaced takes the place of the link.
+    with contextlib.suppress(UserError):
+        written(run, after=12)
+    assert victim.read_bytes() == before
