@@ -93,6 +93,7 @@ def facts(found: Audit) -> list[str]:
 def notes(found: Audit) -> list[str]:
     """Return the caveats that a reader must know before quoting the verdict."""
     return [
+        *_about_early_ends(found),
         *_about_shape(found),
         *_about_times(found),
         *_about_budgets(found),
@@ -212,6 +213,17 @@ def _more(found: Audit) -> str:
     if found.more_pairs is None:
         return "more pairs alone would not decide it"
     return f"{found.more_pairs} more pair{'s' if found.more_pairs > 1 else ''} would decide it"
+
+
+def _about_early_ends(found: Audit) -> list[str]:
+    rule, runs = found.claim.end_rule, found.logs.all
+    if rule is None or not runs:
+        return []
+    cut, ended = sum(run.cut for run in runs), sum(run.cut and run.early is not None for run in runs)
+    return [
+        f"Runs are judged up to {rule}, as the claim registers: {cut} of {len(runs)} runs got there, of "
+        f"which {ended} ended; the others count with all their steps."
+    ]
 
 
 def _about_shape(found: Audit) -> list[str]:

@@ -93,13 +93,13 @@ def _race(
     spread: float | None,
 ) -> None:
     """Run a race; with a spread, print what is expected of it instead."""
-    from sweeps.race.race_file import read_race
+    from sweeps.race.race_file import read_race, with_ends
 
     found = read_race(file, overrides)
     directory = out or Path("runs") / found.study.name
     for line in found.notes:
         click.echo(line, err=True)
-    plan = make_plan(found.study, directory)
+    plan = with_ends(found, make_plan(found.study, directory))
     if spread is not None:
         _print_expected(found, plan, directory, spread, outputs.as_json)
         return

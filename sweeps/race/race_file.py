@@ -116,13 +116,16 @@ def read_race(file: Path, overrides: Iterable[str] = ()) -> Race:
     return Race(file, tuple(claims), study, tuple(notes))
 
 
+def with_ends(race: Race, plan: StudyPlan) -> StudyPlan:
+    """Return a plan whose runs have the rule of their early end."""
+    return replace(plan, runs=[replace(run, end=race.end_of(run.spec.method.name)) for run in plan.runs])
+
+
 def pairs_until(race: Race, plan: StudyPlan, n: int, arms: Iterable[str]) -> list[PlannedRun]:
     """Return the planned runs of these arms for the first n registered seeds, seed by seed."""
     wanted, order = set(arms), race.rule.order[:n]
     runs = [
-        replace(run, end=race.end_of(run.spec.method.name))
-        for run in plan.runs
-        if run.spec.method.name in wanted and run.spec.seed in order
+        run for run in with_ends(race, plan).runs if run.spec.method.name in wanted and run.spec.seed in order
     ]
     return sorted(runs, key=lambda run: order.index(run.spec.seed))
 

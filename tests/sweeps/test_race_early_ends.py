@@ -21,6 +21,7 @@ from harness.records.study_folder import StudyFolder
 from reports.audit.audit import Audit
 from reports.audit.inputs.claim import claim_hash
 from reports.audit.judge_files import judge_claims
+from reports.audit.words import notes
 from sweeps.launch.base import Job
 from sweeps.launch.runner import StudyRunner
 from sweeps.plan.plan import PlannedRun, make_plan
@@ -315,3 +316,16 @@ def test_dry_run_says_what_early_ends_save_and_forbid(tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)["until"]
     assert found["saves_at_most"] == pytest.approx(0.85 * found["of"], rel=1e-6)
     assert found["earliest"] == 300 and set(found["rules"]) == {"flow", "repa"}
+
+
+def test_plan_of_a_finished_race_has_nothing_to_extend(ended: tuple[Path, Path, Course]) -> None:
+    file, directory, course = ended
+    words = ["race", str(file), "--out", str(directory), "--dry-run", "--json"]
+    runs = json.loads(CliRunner().invoke(cli, words).stdout)["runs"]
+    assert sum(run["status"] == "done" for run in runs) == len(course.runs)
+    assert {run["status"] for run in runs} <= {"done", "missing"}
+
+
+def test_audit_notes_the_rule_and_the_runs_that_it_ended(ended: tuple[Path, Path, Course]) -> None:
+    [about] = [text for text in notes(judged(*ended[:2])["dispersive"]) if "judged up to" in text]
+    assert "3 of 6 runs got there, of which 3 ended" in about
