@@ -72,7 +72,7 @@ class HeldOutLoss:
         self.shapes = shapes_of(dataset)
         words = [] if captions is None else [len(text.split()) for text in captions.first_texts(self.place)]
         self._is_long = np.array(words) > np.median(words) if words else np.zeros(len(self.place), bool)
-        """Whether a sample's caption has more words than the median, bool (N,)."""
+        """True for samples whose caption has more words than the median, bool (N,)."""
 
     # Any: JSON.
     def about(self) -> dict[str, Any]:
