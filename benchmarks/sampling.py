@@ -110,6 +110,7 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]:
     """Compute the metrics of a finished run from the same latents in both precisions."""
+    from harness.assembly.build import sampling_rule
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.records.checkpoint_files import checkpoints
@@ -123,7 +124,8 @@ def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]
     for precision in ("float32", "bfloat16"):
         model = load_ema(file, spec, dataset, device)
         drawn = spec.eval.model_copy(update={"precision": precision})
-        rows = Evaluator(drawn, dataset, sides.train, device, sides.held_out)(model).rows
+        rule = sampling_rule(spec, dataset)
+        rows = Evaluator(drawn, dataset, sides.train, device, sides.held_out, rule=rule)(model).rows
         found[precision] = {name: row["mean"] for name, row in rows.items()}
     relative = {name: found["bfloat16"][name] / value - 1 for name, value in found["float32"].items()}
     return {
