@@ -30,6 +30,15 @@ def is_named_by(folder: Path, spec: RunSpec) -> bool:
     return folder.resolve().name in {spec.id, spec.legacy_id, *names}
 
 
+def check_named(folder: Path, spec: RunSpec) -> None:
+    """Raise `UserError` if a folder is not named by its spec's run id: a new run would start next to it."""
+    if not is_named_by(folder, spec):
+        raise UserError(
+            f"{folder} does not match the run id {spec.id} in its {SPEC}. Rename the folder to resume that "
+            f"run, or pass {folder / SPEC} to flowrace run to start a new one"
+        )
+
+
 def _folders(out: Path) -> list[Path]:
     return sorted(file.parent for file in out.glob(f"*/{SPEC}")) if out.is_dir() else []
 

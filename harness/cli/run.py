@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.assembly.resolve import is_run, load_spec
-from harness.assembly.run_folder import is_named_by
+from harness.assembly.run_folder import check_named
 from harness.config.options import set_option, track_options
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.records.early_end import PATIENCE, EndRule, parse_end_rule
-from harness.records.record import SPEC, Record
+from harness.records.record import Record
 from harness.records.study_folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run(
     """
     spec = load_spec(source, overrides)
     if is_run(Path(source)) and not overrides:
-        _check_named(Path(source), spec)
+        check_named(Path(source), spec)
     if out is None:
         out = Path(source).resolve().parent if is_run(Path(source)) else Path("runs")
     rule = parse_end_rule(end_when, patience, margin)
@@ -115,15 +115,6 @@ def train_run(
     if not no_track and _is_rank_0():
         _mirror(path, track)
     click.echo(path)
-
-
-def _check_named(folder: Path, spec: RunSpec) -> None:
-    """Raise `UserError` if a folder is not named by its spec's run id: a new run would start next to it."""
-    if not is_named_by(folder, spec):
-        raise UserError(
-            f"{folder} does not match the run id {spec.id} in its {SPEC}. Rename the folder to resume that "
-            f"run, or pass {folder / SPEC} to start a new one"
-        )
 
 
 def _progress(quiet: bool) -> Quiet:

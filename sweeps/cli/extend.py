@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.assembly.resolve import is_run, load_spec, load_table, resolve
+from harness.assembly.run_folder import check_named
 from harness.cli.run import train_run
 from harness.config.options import JSON_OPTION, layout_option, set_option, track_options
 from harness.config.parts import nested_setting
@@ -101,9 +102,11 @@ def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:
                 f"--set {' '.join(overrides)}: {path} was trained with other settings, which cannot "
                 "change on the way; train a new run with flowrace run"
             )
+        check_named(path, spec)
         return spec
     if not overrides:
         _check_longer(path, spec, steps)
+        check_named(path, spec)
     own = path_of(path / EMA, spec.start.step)
     file = str(own.resolve()) if own.exists() else spec.start.file
     return spec.model_copy(update={"start": spec.start.model_copy(update={"file": file})})

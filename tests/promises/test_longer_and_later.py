@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.records.evaluations import Conditions
 from harness.records.record import Record
 from harness.train.loop import train
+from sweeps.cli.extend import _longer
 from tests.support.modal import method_words
 from tests.support.runs import TINY, events, everything, tiny, torchrun, trained, weights
 
@@ -90,6 +91,12 @@ def test_command_line_extends_in_the_same_folder(tmp_path: Path) -> None:
     assert folders[0] == folders[1] and Record(Path(folders[0])).steps == 12
     assert run("extend", folders[0], "--steps", "15", "--no-track").split()[-1] == folders[0]
     assert Record(Path(folders[0])).last_step == 15
+
+
+def test_copied_run_under_another_name_is_not_begun_again(tmp_path: Path) -> None:
+    folder = trained(tiny(), tmp_path).rename(tmp_path / "copy")
+    with pytest.raises(UserError, match=r"copy does not match the run id \w+ in its spec.toml"):
+        _longer(folder, 20, ())
 
 
 def test_longer_run_answers_a_shorter_spec(tmp_path: Path) -> None:
