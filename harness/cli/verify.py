@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -27,7 +28,16 @@ def verify(files: tuple[Path, ...], as_json: bool) -> None:
     checks = [(file, check) for file in files for check in check_file(file)]
     passed = all(check.passed for _, check in checks)
     if as_json:
-        rows = [{"file": str(file), **check._asdict(), "passed": check.passed} for file, check in checks]
+        # JSON has no NaN and no infinity: null is an error that is no number.
+        rows = [
+            {
+                "file": str(file),
+                "tensor": check.tensor,
+                "max_abs_error": check.max_abs_error if math.isfinite(check.max_abs_error) else None,
+                "passed": check.passed,
+            }
+            for file, check in checks
+        ]
         click.echo(json.dumps({"passed": passed, "tolerance": TOLERANCE, "checks": rows}, indent=1))
     else:
         table = Table("file", "tensor", "max abs error", "", box=None)

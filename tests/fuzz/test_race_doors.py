@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from harness.errors import UserError
 from harness.records.study_folder import StudyFolder
 from tests.fuzz.door import SLOW, Door, fuzz
-from tests.fuzz.race_doors import RACES, from_raced, linked, write_raced
+from tests.fuzz.race_doors import META, RACES, from_golden, from_raced, golden_tensors, linked, write_raced
 
 
 @pytest.mark.parametrize("door", RACES, ids=lambda door: door.name)
@@ -56,3 +57,10 @@ def test_look_of_another_shape_is_an_altered_log(folder: Path, change: dict[str,
             from_raced(folder)
     finally:
         file.write_bytes(content)
+
+
+def test_golden_file_with_a_weight_that_is_no_number_is_reported_in_json(tmp_path: Path) -> None:
+    tensors = golden_tensors()
+    tensors["out.euler"][0] = float("nan")
+    save_file(tensors, tmp_path / "mmdit.safetensors", META)
+    assert all(number >= 0 for number in from_golden(tmp_path / "mmdit.safetensors"))

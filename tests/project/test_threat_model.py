@@ -84,3 +84,13 @@ def test_kills_on_the_page_are_those_recorded() -> None:
     assert set(found["by modality"]) == {"image", "video", "audio"}
     rows = dict(re.findall(r"^\| `([^`]+)` \| (\d+) \| 0 \|$", PAGE, re.MULTILINE))
     assert {name: int(count) for name, count in rows.items()} == found["by command"]
+
+
+def test_number_of_doors_on_the_page_is_that_of_the_fuzzer() -> None:
+    from tests.fuzz.container_doors import CAPTIONS, CONTAINERS, LATENTS
+    from tests.fuzz.data_doors import DATA
+    from tests.fuzz.file_doors import FILES, LOGS
+    from tests.fuzz.race_doors import RACES
+
+    names = [door.name for door in (*DATA, *FILES, *LOGS, *RACES, *CONTAINERS, *CAPTIONS, *LATENTS)]
+    assert len(set(names)) == len(names) and f"There are {len(names)} doors." in PAGE
