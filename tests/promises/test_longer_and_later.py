@@ -94,7 +94,7 @@ def test_command_line_extends_in_the_same_folder(tmp_path: Path) -> None:
 
 
 def test_copied_run_under_another_name_is_not_begun_again(tmp_path: Path) -> None:
-    folder = trained(tiny(), tmp_path).rename(tmp_path / "copy")
+    folder = trained(tiny(), tmp_path).path.rename(tmp_path / "copy")
     with pytest.raises(UserError, match=r"copy does not match the run id \w+ in its spec.toml"):
         _longer(folder, 20, ())
 
