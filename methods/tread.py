@@ -33,7 +33,6 @@ from methods.common.method import Method, MethodConfig
 class Tread(Method):
     source = "TREAD, arXiv 2501.04765; CompVis/tread fccf77c"
     headline = "DiT-XL/2 guided FID 1.69 (reference notes on TREAD)"
-    parts_mixed = True
     stacks_with = ("repa",)
     student_cost = (0.3, 1.0)
 

@@ -78,7 +78,7 @@ def test_finished_runs_need_no_weights(study: Path, tmp_path: Path) -> None:
     for run in runs:
         (tmp_path / run.id).mkdir()
         (tmp_path / run.id / "spec.toml").touch()
-        (tmp_path / run.id / "done").touch()
+        (tmp_path / run.id / "done").write_text("{}")
     assert find_missing(runs, tmp_path) == []
 
 

@@ -58,9 +58,11 @@ def test_axis_may_hold_methods_with_settings() -> None:
     assert planned_runs[1].id == load_spec("digits", ["method.name=self_flow", "method.mask_ratio=0.0"]).id
 
 
-def test_methods_digits_runs_every_method() -> None:
+def test_methods_digits_runs_every_method_of_its_version() -> None:
     planned_runs = make_plan(load_study("methods-digits")).runs
-    assert {planned.spec.method.name for planned in planned_runs} == {*registry.METHODS}
+    # Its curves were published before the other methods existed.
+    later = {"internal_guidance", "tread"}
+    assert {planned.spec.method.name for planned in planned_runs} == {*registry.METHODS} - later
     assert len(planned_runs) == 60 and {planned.spec.seed for planned in planned_runs} == {0, 1, 2}
 
 

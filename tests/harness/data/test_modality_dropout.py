@@ -39,6 +39,7 @@ CASES = {
     "diffusion_forcing": (),
     "dual_timestep": (),
     "full_masking": (),
+    "internal_guidance": (),
     "layersync": (),
     "self_flow": (),
     "self_flow, times apart": ("time.apart=true", "method.mask_ratio_audio=0.5"),
@@ -160,6 +161,7 @@ def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
     names = {
         "x_embedder.": f"beside_embedders.{place - 1}.",
         "final_layer.linear.": f"final_layer.linear_beside.{place - 1}.",
+        "final_layers.1.linear.": f"final_layers.1.linear_beside.{place - 1}.",
     }
     alone = replace(
         config,
@@ -239,11 +241,10 @@ def test_every_method_supports_dropout_or_raises_with_the_reason(name: str) -> N
         total, grads = stepped(run, *fed(run))
         assert total.isfinite() and all(grad.isfinite().all() for grad in grads.values())
         return
-    reason = (
-        "compares samples"
-        if name in ("dispersive", "contrastive_flow")
-        else "reads one modality|predicts patches"
-    )
+    reasons = dict.fromkeys(("dispersive", "contrastive_flow"), "compares samples")
+    # A route keeps a number of a sample's tokens, those of missing parts included.
+    reasons["tread"] = "does not support samples that lack a part"
+    reason = reasons.get(name, "reads one modality|predicts patches")
     with pytest.raises(UserError, match=reason):
         modal("joint", *words, *MIX)
 

@@ -172,6 +172,10 @@ def test_options_for_one_run_are_rejected(copy: Path, words: tuple[str, str]) ->
 def test_study_is_rejected_when_data_differ_or_checkpoints_are_missing(copy: Path) -> None:
     spec = control_of(copy) / "spec.toml"
     before = spec.read_text()
+    # A record of a version without chains.
+    (spec.parent / "chain.jsonl").unlink()
+    environment = spec.parent / "environment.json"
+    environment.write_text(environment.read_text().replace('"chain"', '"older"'))
     spec.write_text(before.replace("held_out = 0.5", "held_out = 0.25"))
     with pytest.raises(UserError, match="2 settings of data"):
         study_of(copy)

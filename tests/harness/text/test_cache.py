@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from harness.text.store import Hashes, hashes_of
 from metrics.files.hashing import sha256_of
 from tests.conftest import ROOT
 from tests.harness.text.counting import Counting
-from tests.support.forked import in_child
+from tests.support.allocated import traced
 
 
 @pytest.fixture(autouse=True)
@@ -209,15 +208,13 @@ def test_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def peak_bytes(count: int) -> int:
     """Return the memory that indexing this number of captions takes, beyond the encoder's."""
-    encoder = Counting()
-    encoder.sha256 = f"{count:064d}"
-    found = open_store(encoder)
-    tracemalloc.start()
-    try:
-        assert add_captions(found, encoder, lambda: numbered(count)).new == count
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+
+    def index(number: int) -> None:
+        encoder = Counting()
+        encoder.sha256 = f"{count:032d}{number:032d}"
+        assert add_captions(open_store(encoder), encoder, lambda: numbered(count)).new == count
+
+    return traced(index)
 
 
 def test_memory_does_not_grow_with_the_number_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,12 +222,7 @@ def test_memory_does_not_grow_with_the_number_of_captions(monkeypatch: pytest.Mo
     monkeypatch.setattr(cache, "PART_BYTES", 16 << 10)
     monkeypatch.setattr(cache, "CHUNK", 256)
     monkeypatch.setattr(cache, "ROWS", 512)
-
-    def check() -> None:
-        assert peak_bytes(20_000) < peak_bytes(2_000) + 500_000
-
-    # The memory of threads that other tests have left is not measured.
-    assert in_child(check) == 0
+    assert peak_bytes(20_000) < peak_bytes(2_000) + 500_000
 
 
 class Cheap(Counting):
