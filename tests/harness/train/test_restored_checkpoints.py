@@ -57,3 +57,18 @@ def test_tensor_that_is_missing_unknown_or_of_another_shape_is_named(
     with pytest.raises(UserError, match=rf"step-00000004\.safetensors.*{message}"):
         trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path)
     assert file.read_bytes() == before
+
+
+def test_run_with_a_checkpoint_that_cannot_be_read_stops_and_renames_nothing(
+    tmp_path: Path, finished: Record
+) -> None:
+    """An older one, from which it could continue, would cost the steps between them."""
+    run = tmp_path / finished.id
+    shutil.copytree(finished.path, run)
+    (run / "done").unlink()
+    file = checkpoints(run / "checkpoints")[-1]
+    newer = file.with_name("step-00000006.safetensors")
+    newer.mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*step-00000006\.safetensors: Is a directory"):
+        trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path)
+    assert checkpoints(run / "checkpoints") == [file, newer]
