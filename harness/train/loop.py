@@ -143,9 +143,12 @@ def _train(
     text = text_weights(captions.about() if captions else None)
     check_same_weights(begun, encoder_weights(encoders) | text, note)
     damaged = restore_run(run, path / CHECKPOINTS)
-    if damaged:
-        # Every rank has passed over them before they are renamed.
-        world.wait()
+    # Every rank has read the checkpoints before the damaged ones are renamed.
+    if not world.agrees(run.step):
+        raise UserError(
+            f"the processes read different checkpoints in {path / CHECKPOINTS} (this one that of step "
+            f"{run.step}), for example because a file of a network disk is stale; rerun the same command"
+        )
     if record is not None:
         set_aside(damaged, progress.note)
         note_missing(begun, damaged, run.step, progress.note)
