@@ -162,6 +162,18 @@ class Record:
         ]
 
     @cached_property
+    def trained_evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations during training under the conditions of its last start, in order.
+
+        A run can be continued with another sampler, for example, whose values are other quantities.
+        """
+        about = self.environment[-1].get("evaluation", {}) if self.environment else {}
+        known = conditions_of(str(about["hash"]), self.protocols) if "hash" in about else None
+        current = known or self.shown_conditions
+        trained = [event for event in self.events if event["kind"] == "eval"]
+        return [e for e in trained if conditions_of(str(e.get("protocol")), self.protocols) == current]
+
+    @cached_property
     def evaluations(self) -> list[Evaluation]:
         """All evaluations under all conditions: first those made during training, then later ones."""
         repeated = [{"step": int(step), **row} for step, row in self.replicates.items()]

@@ -28,8 +28,7 @@ from harness.evaluation.kept_features import ignore
 from harness.files.progress import announced
 from harness.records.checkpoint_files import CHECKPOINTS
 from harness.records.early_end import EndRule
-from harness.records.events import read_events
-from harness.records.record import EVENTS, Record, RecordWriter
+from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
@@ -164,8 +163,8 @@ def _train(
         record.begin(about, after_step=run.step, keep=goal.is_kept)
         finish_bookkeeping(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
-    events = () if record is None else read_events(path / EVENTS)
-    journal = Journal(run, world, record, progress, EndWatch.after(goal.rule, events))
+    evaluated = () if record is None else Record(path).trained_evaluations
+    journal = Journal(run, world, record, progress, EndWatch.after(goal.rule, evaluated))
     training_loop(run, path, world, journal, evaluator)
 
 
