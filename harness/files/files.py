@@ -141,7 +141,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_directory(path.parent)
+    sync_path(path.parent)
 
 
 def write_fully(file: IO[bytes], content: bytes) -> None:
@@ -174,8 +174,9 @@ def sync_file(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a directory to the disk, so that a rename in it survives a power cut."""
+def sync_path(path: Path) -> None:
+    """Flush a file that any process wrote to the disk, or a folder, so that a rename in it survives a power
+    cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

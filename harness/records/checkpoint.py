@@ -35,7 +35,7 @@ FORMAT = "flowrace-1"
 
 
 class DamagedCheckpoint(UserError):
-    """A file that cannot be read, or whose content does not match its checksum."""
+    """A file whose content is no checkpoint, or does not match its checksum."""
 
 
 class Checkpoint(NamedTuple):
@@ -72,13 +72,18 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> 
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
-    Raises `DamagedCheckpoint` if it is damaged, and `UserError` if the file is not a checkpoint.
+    Raises `DamagedCheckpoint` if it is damaged, and `UserError` if the file cannot be read, which does not
+    mean that it is damaged, or if it is not a checkpoint.
     """
     try:
-        with safe_open(path, "pt") as file:
+        # Opened first, because safetensors gives one reason for everything that prevents it.
+        with open(path, "rb"), safe_open(path, "pt") as file:
             meta = header_of(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, ValueError, SafetensorError) as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot read {path}: {reason}; correct this, then rerun the same command") from error
+    except (ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{path} is not a readable checkpoint ({error}); {_remedy(path)}") from error
     if meta.get("format") != FORMAT:
         raise UserError(

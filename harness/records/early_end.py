@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.errors import UserError
-from harness.records.shapes import is_amount, is_count, is_number
+from harness.records.shapes import is_amount, is_count
 
 PATIENCE = 3
 """The default number of evaluations in a row at or below the target."""
@@ -58,9 +58,9 @@ class EndRule:
             steps.append(own[place][0])
         return max(steps)
 
-    def end_of(self, events: Iterable[Mapping[str, Any]]) -> int | None:
-        """Return the same for the evaluations among the events of a record."""
-        return self.end(values_of(events))
+    def end_of(self, evaluations: Iterable[Mapping[str, Any]]) -> int | None:
+        """Return the same for evaluations of a record, which are under the same conditions."""
+        return self.end(values_of(evaluations))
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,12 @@ def crossed_for_good(
     return None
 
 
-def values_of(events: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, mean) by metric, of the evaluations among events."""
+def values_of(evaluations: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, mean) by metric, of evaluations of a record."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for event in events:
-        if event["kind"] == "eval":
-            for metric, row in event["metrics"].items():
-                found.setdefault(metric, []).append((event["step"], row["mean"]))
+    for event in evaluations:
+        for metric, row in event.get("metrics", {}).items():
+            found.setdefault(metric, []).append((event["step"], row["mean"]))
     return found
 
 
@@ -144,6 +143,6 @@ def parse_early_end(row: Any) -> EarlyEnd | None:
     if not (isinstance(row, dict) and row.keys() >= set(names) and isinstance(row["reason"], str)):
         raise ValueError("ended is no table with step, steps, reason, images and flops")
     counts = all(is_count(row[name]) for name in ("step", "steps", "images"))
-    if not (counts and is_amount(row["flops"]) and is_number(row["flops"]) and row["step"] < row["steps"]):
+    if not (counts and is_amount(row["flops"]) and row["step"] < row["steps"]):
         raise ValueError("the numbers of ended are no counts")
     return EarlyEnd(*(row[name] for name in names))

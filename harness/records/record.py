@@ -44,6 +44,7 @@ from harness.errors import ERROR_PREFIX, UserError
 from harness.files.files import (
     decode_text,
     holder,
+    no_link,
     read_tail,
     sync_file,
     take_lock,
@@ -64,6 +65,7 @@ from harness.records.evaluations import (
 from harness.records.events import Event, read_events, read_finished
 from harness.records.record_chain import (
     CHAIN,
+    EVENTS,
     SPEC,
     ChainWriter,
     check_events,
@@ -74,7 +76,7 @@ from harness.records.record_chain import (
 )
 from harness.records.shapes import environment_fault, event_fault, spec_fault
 
-EVENTS, CLOCK = "events.jsonl", "clock.json"
+CLOCK = "clock.json"
 REPLICATES = "replicates.json"
 DIGITS = 18
 """Most digits of a step in a table by steps."""
@@ -158,6 +160,18 @@ class Record:
             }
             for step, event in steps.items()
         ]
+
+    @cached_property
+    def trained_evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations during training under the conditions of its last start, in order.
+
+        A run can be continued with another sampler, for example, whose values are other quantities.
+        """
+        about = self.environment[-1].get("evaluation", {}) if self.environment else {}
+        known = conditions_of(str(about["hash"]), self.protocols) if "hash" in about else None
+        current = known or self.shown_conditions
+        trained = [event for event in self.events if event["kind"] == "eval"]
+        return [e for e in trained if conditions_of(str(e.get("protocol")), self.protocols) == current]
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
@@ -444,6 +458,10 @@ class RecordWriter:
             if event["kind"] == "eval" and not keep(event):
                 known = Record(self.path).protocols
                 add_evaluation(self.path, _later(event), known.get(event["protocol"], {}))
+        content = b"".join(_dump(event) + b"\n" for event in kept if keep(event))
+        self._chain = self._chain or ChainWriter(self.path)
+        # Before the start that mentions a chain, so that a record of an earlier version never lacks its own.
+        self._chain.begin(before, content, digest_of(self.path / SPEC))
         write_atomic(
             self.path / "environment.json",
             _dump(
@@ -451,11 +469,8 @@ class RecordWriter:
                 indent=1,
             ),
         )
-        content = b"".join(_dump(event) + b"\n" for event in kept if keep(event))
-        self._chain = self._chain or ChainWriter(self.path)
-        self._chain.begin(before, content, digest_of(self.path / SPEC))
         write_atomic(file, content)
-        self._events = open(file, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        self._events = open(file, "ab", buffering=0, opener=no_link)  # noqa: SIM115 (closed by __exit__)
 
     def append(self, *events: Mapping[str, Any]) -> None:
         """Append events as complete lines in one write; raises ValueError for a number that is not finite."""

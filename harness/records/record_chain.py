@@ -9,12 +9,15 @@
 
 A link that covers fewer bytes than earlier ones replaces them: the run was resumed from an older checkpoint.
 Links are written before what would contradict them, so a run that is killed never contradicts its chain.
+Nor does one after a power cut: events are on the disk before a link that covers them, and links before what
+they allow.
 Records of versions without chains have no such file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -24,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files.files import no_link
+from harness.files.files import no_link, sync_path
 from harness.files.hash_chain import Chain, Row, open_chain, read_chain
 from harness.files.parse import parse_json
 from harness.records.shapes import is_count
 
-SPEC, CHAIN = "spec.toml", "chain.jsonl"
+SPEC, EVENTS, CHAIN = "spec.toml", "events.jsonl", "chain.jsonl"
 WHAT = "the chain of a record"
 NEWLINE = b"\n"
 NOTHING = {"step": 0, "lines": 0, "bytes": 0, "sha256": hashlib.sha256().hexdigest()}
@@ -61,11 +64,14 @@ class ChainWriter:
     def __init__(self, run: Path) -> None:
         if (run / CHAIN).is_symlink():
             raise UserError(f"{run / CHAIN} is a link, and is not written; put the file itself in its place")
+        self._events, new = run / EVENTS, not (run / CHAIN).exists()
         with open_chain(run / CHAIN, is_link, WHAT, drop_torn=True) as chain:
             self.links, last = chain.rows, chain.last
         # Unbuffered, so that a killed process loses no link, and a failed write leaves none for later.
         self._file = open(run / CHAIN, "ab", buffering=0, opener=no_link)  # noqa: SIM115 (closed by close)
         self._chain = Chain(self._file, [], last)
+        if new:
+            sync_path(run)
         # None until `begin`, because events that were not read are not known.
         self._covered: Covered | None = None
 
@@ -105,10 +111,18 @@ class ChainWriter:
         last = self.links[-1] if self.links else NOTHING
         end = {"end": True} if last.get("end") else {}
         events = self._covered.link() if self._covered is not None else {name: last[name] for name in NOTHING}
-        self.links.append(self._chain.append({**events, **end, **spec}))
+        self._write({**events, **end, **spec})
 
     def _append(self, covered: Covered, spec: str, **end: bool) -> None:
-        self.links.append(self._chain.append({**covered.link(), "spec": spec, **end}))
+        self._write({**covered.link(), "spec": spec, **end})
+
+    # Any: a link is a JSON object.
+    def _write(self, link: Mapping[str, Any]) -> None:
+        """Append a link between two flushes to the disk: of the events that it covers, and of itself."""
+        if self._events.exists():
+            sync_path(self._events)
+        self.links.append(self._chain.append(link))
+        os.fsync(self._file.fileno())
 
 
 def read_links(run: Path) -> list[Row]:

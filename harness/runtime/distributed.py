@@ -77,6 +77,15 @@ class World:
         dist.all_reduce(flags)
         return bool(flags.item())
 
+    def agrees(self, number: int) -> bool:
+        """Return whether every rank has the same whole number; every rank calls it."""
+        if self.size == 1:
+            return True
+        ends = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        most, least = ends.tolist()
+        return most == -least
+
     def wait(self) -> None:
         """Wait until every rank has called this."""
         if self.size > 1:

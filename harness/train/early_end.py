@@ -22,9 +22,9 @@ class EndWatch:
     values: dict[str, list[tuple[int, float]]]
 
     @classmethod
-    def after(cls, rule: EndRule | None, events: Iterable[Mapping[str, Any]]) -> EndWatch | None:
-        """Return the watch over a run with these events; None without a rule."""
-        return None if rule is None else cls(rule, values_of(events))
+    def after(cls, rule: EndRule | None, evaluations: Iterable[Mapping[str, Any]]) -> EndWatch | None:
+        """Return the watch over a run with these evaluations so far; None without a rule."""
+        return None if rule is None else cls(rule, values_of(evaluations))
 
     def add(self, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
         """Add an evaluation."""

@@ -96,5 +96,6 @@ def goal_of(path: Path, spec: RunSpec, rule: EndRule | None = None) -> Goal:
 
 
 def ends_by(record: Record, rule: EndRule | None) -> bool:
-    """Return whether a rule ends a run at an evaluation that its training has recorded."""
-    return rule is not None and rule.end_of(record.events) is not None
+    """Return whether a rule ends a run at an evaluation that its training has recorded under its current
+    conditions."""
+    return rule is not None and rule.end_of(record.trained_evaluations) is not None

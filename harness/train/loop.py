@@ -28,8 +28,7 @@ from harness.evaluation.kept_features import ignore
 from harness.files.progress import announced
 from harness.records.checkpoint_files import CHECKPOINTS
 from harness.records.early_end import EndRule
-from harness.records.events import read_events
-from harness.records.record import EVENTS, Record, RecordWriter
+from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
@@ -143,9 +142,12 @@ def _train(
     text = text_weights(captions.about() if captions else None)
     check_same_weights(begun, encoder_weights(encoders) | text, note)
     damaged = restore_run(run, path / CHECKPOINTS)
-    if damaged:
-        # Every rank has passed over them before they are renamed.
-        world.wait()
+    # Every rank has read the checkpoints before the damaged ones are renamed.
+    if not world.agrees(run.step):
+        raise UserError(
+            f"the processes read different checkpoints in {path / CHECKPOINTS} (this one that of step "
+            f"{run.step}), for example because a file of a network disk is stale; rerun the same command"
+        )
     if record is not None:
         set_aside(damaged, progress.note)
         note_missing(begun, damaged, run.step, progress.note)
@@ -161,8 +163,8 @@ def _train(
         record.begin(about, after_step=run.step, keep=goal.is_kept)
         finish_bookkeeping(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
-    events = () if record is None else read_events(path / EVENTS)
-    journal = Journal(run, world, record, progress, EndWatch.after(goal.rule, events))
+    evaluated = () if record is None else Record(path).trained_evaluations
+    journal = Journal(run, world, record, progress, EndWatch.after(goal.rule, evaluated))
     training_loop(run, path, world, journal, evaluator)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 
 from harness.config.spec import TrainSpec
 from harness.errors import UserError
-from harness.records.checkpoint import digest, load, save
+from harness.records.checkpoint import DamagedCheckpoint, digest, load, save
 from harness.records.checkpoint_files import checkpoints, path_of, precision_of, prune, step_of
 
 TENSORS = {
@@ -78,6 +80,33 @@ def test_load_rejects_other_files(tmp_path: Path) -> None:
     save_file(TENSORS, path)
     with pytest.raises(UserError, match="no flowrace checkpoint"):
         load(path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_intact_checkpoint_that_cannot_be_opened_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A damaged one is passed over, and renamed."""
+    path = path_of(tmp_path, 1)
+    save(path, TENSORS, {})
+
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refused)
+        with pytest.raises(UserError, match=f"cannot read .*{os.strerror(number)}; correct this") as found:
+            load(path)
+    assert not isinstance(found.value, DamagedCheckpoint)
+    assert torch.equal(load(path).tensors["a"], TENSORS["a"])
+
+
+@pytest.mark.parametrize("place", ["folder", "missing"])
+def test_path_without_a_file_is_not_called_damaged(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="cannot read ") as found:
+        load(tmp_path / place)
+    assert not isinstance(found.value, DamagedCheckpoint)
 
 
 def test_prune_keeps_the_newest_and_deletes_temporary_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -183,11 +184,8 @@ def test_run_that_is_being_written_fits_at_every_event(tmp_path: Path) -> None:
             assert misfits(Record(record.path)) == ()
 
 
-@pytest.mark.parametrize("stop", range(12))
-def test_run_that_stops_between_any_two_writes_fits_and_continues(
-    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, stop: int
-) -> None:
-    """An extension stops at its `stop`-th write of a file or of a link, before or after it."""
+def stop_at(patch: pytest.MonkeyPatch, stop: int) -> None:
+    """Stop this process before its `stop`-th write of a file or of a link."""
     left = [stop]
 
     def counted(write):
@@ -199,16 +197,86 @@ def test_run_that_stops_between_any_two_writes_fits_and_continues(
 
         return stopping
 
+    patch.setattr("harness.records.record.write_atomic", counted(files.write_atomic))
+    patch.setattr(record_chain.Chain, "append", counted(record_chain.Chain.append))
+
+
+@pytest.mark.parametrize("stop", range(12))
+def test_run_that_stops_between_any_two_writes_fits_and_continues(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """An extension stops at its `stop`-th write of a file or of a link, before or after it."""
     longer = SPEC.replace("12", "16")
     with monkeypatch.context() as patch:
-        patch.setattr("harness.records.record.write_atomic", counted(files.write_atomic))
-        patch.setattr(record_chain.Chain, "append", counted(record_chain.Chain.append))
+        stop_at(patch, stop)
         try:
             written(run, after=12, steps=16, spec=longer)
         except KeyboardInterrupt:
             assert misfits(Record(run)) == ()
     begun = Record(run).last_step
     assert misfits(written(run, after=min(begun, 12), steps=16, spec=longer)) == ()
+
+
+class Disk:
+    """The contents that a power cut spares at least: those of the last flush of each file, and of renames."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+        self.run, self.synced, self.links = run, {}, 0
+        fsync, rename, append = os.fsync, os.replace, record_chain.Chain.append
+
+        def flush(descriptor: int) -> None:
+            fsync(descriptor)
+            place = os.readlink(f"/proc/self/fd/{descriptor}")
+            if os.path.isfile(place):
+                self.synced[os.path.basename(place)] = Path(place).read_bytes()
+
+        def replace(old: Path, new: Path) -> None:
+            # Otherwise a spec or events may be there of which the chain does not know.
+            assert self.is_synced(record_chain.CHAIN)
+            rename(old, new)
+            self.synced[new.name] = self.synced.pop(old.name)
+
+        def link(chain: record_chain.Chain, row: dict) -> dict:
+            # Otherwise the chain may cover events that were lost.
+            assert len(self.synced.get("events.jsonl", b"")) >= row["bytes"]
+            self.links += 1
+            return append(chain, row)
+
+        monkeypatch.setattr(os, "fsync", flush)
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(record_chain.Chain, "append", link)
+
+    def is_synced(self, name: str) -> bool:
+        file = self.run / name
+        return not file.exists() or self.synced.get(name, b"") == file.read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not name open files")
+def test_links_are_on_the_disk_after_their_events_and_before_what_they_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a run continues after a power cut, whichever of its files has lost its last writes."""
+    disk = Disk(monkeypatch, tmp_path / NAME)
+    written(disk.run, steps=6, done=False)
+    # The process was killed, and its last events are not on the disk.
+    longer = SPEC.replace("12", "16")
+    written(disk.run, after=5, steps=16, spec=longer)
+    assert disk.is_synced(record_chain.CHAIN)
+    assert disk.links == len(record_chain.read_links(disk.run)) > 9
+
+
+@pytest.mark.parametrize("stop", range(5))
+def test_record_of_an_earlier_version_that_stops_between_two_writes_fits_and_continues(
+    run: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Its first start with a chain writes the chain before it mentions one."""
+    (run / "chain.jsonl").unlink()
+    (run / "environment.json").write_text(json.dumps([{"run": NAME, "threads": 1, "after_step": 0}]))
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        stop_at(patch, stop)
+        written(run, after=12, done=False)
+    assert misfits(Record(run)) == ()
+    assert misfits(written(run, after=12)) == ()
 
 
 def test_run_does_not_continue_on_a_record_that_lost_events(run: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from harness.errors import UserError
 from harness.records.early_end import EndRule, crossed_for_good, end_words, parse_end_rule
 from harness.records.record import Record, RecordWriter
+from harness.train.extension import ends_by
 from harness.train.loop import train
 from harness.train.progress import Quiet
 from harness.train.state import Run, checkpoint_writer
@@ -128,6 +129,17 @@ def test_same_rule_starts_nothing_and_another_one_continues(ended: Record, tmp_p
     longer = tiny("eval.every=2", "train.steps=20")
     end = Record(train(longer, tmp_path, Quiet(), rule=RULE)).early_end
     assert end is not None and (end.step, end.steps) == (6, 20)
+
+
+def test_values_under_other_conditions_do_not_end_a_run(ended: Record, tmp_path: Path) -> None:
+    """Evaluations at steps 2 and 4 are those of another sampler, so the third in a row is at step 10."""
+    trained(tiny("eval.every=2", "train.steps=4", "eval.sampler=euler"), tmp_path)
+    changed = tiny("eval.every=2", "eval.sampler=heun")
+    found = Record(train(changed, tmp_path, Quiet(), rule=RULE))
+    protocols = [event["protocol"] for event in found.events if event["kind"] == "eval"]
+    assert found.id == ended.id and len(set(protocols)) == 2
+    assert found.early_end is not None and found.early_end.step == 10
+    assert ends_by(found, RULE) and not ends_by(found, EndRule(RULE.targets, patience=4))
 
 
 @pytest.mark.parametrize("instant", ["done", "checkpoint"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 
 from harness.errors import UserError
 from harness.records import checkpoint
-from harness.records.checkpoint_files import checkpoints
+from harness.records.checkpoint_files import checkpoints, path_of
 from harness.records.record import Record
+from harness.runtime.distributed import join
+from tests.support.forked import in_world
 from tests.support.runs import tiny, trained
 
 SPEC = ("train.steps=4", "eval.every=4")
@@ -57,3 +60,52 @@ def test_tensor_that_is_missing_unknown_or_of_another_shape_is_named(
     with pytest.raises(UserError, match=rf"step-00000004\.safetensors.*{message}"):
         trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path)
     assert file.read_bytes() == before
+
+
+def test_run_with_a_checkpoint_that_cannot_be_read_stops_and_renames_nothing(
+    tmp_path: Path, finished: Record
+) -> None:
+    """An older one, from which it could continue, would cost the steps between them."""
+    run = tmp_path / finished.id
+    shutil.copytree(finished.path, run)
+    (run / "done").unlink()
+    file = checkpoints(run / "checkpoints")[-1]
+    newer = file.with_name("step-00000006.safetensors")
+    newer.mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*step-00000006\.safetensors: Is a directory"):
+        trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path)
+    assert checkpoints(run / "checkpoints") == [file, newer]
+
+
+@pytest.mark.parametrize("numbers", [(7, 7), (7, 3), (2**62, 2**62 + 1)])
+def test_ranks_agree_on_equal_numbers_alone(numbers: tuple[int, int]) -> None:
+    def work() -> None:
+        with join("cpu") as world:
+            assert world.agrees(numbers[world.rank]) == (numbers[0] == numbers[1])
+
+    in_world(2, work)
+
+
+def test_ranks_that_read_different_checkpoints_train_no_further(tmp_path: Path, finished: Record) -> None:
+    """To one process, the newest checkpoint seems damaged; it is not renamed."""
+    run = tmp_path / finished.id
+    shutil.copytree(finished.path, run)
+    (run / "done").unlink()
+    folder = run / "checkpoints"
+    (newest,) = checkpoints(folder)
+    saved = checkpoint.load(newest)
+    checkpoint.save(path_of(folder, 2), saved.tensors, saved.meta | {"step": "2"})
+    load = checkpoint.load
+
+    def work() -> None:
+        def other(file: Path) -> checkpoint.Checkpoint:
+            if file == newest and os.environ["RANK"] == "1":
+                raise checkpoint.DamagedCheckpoint("stale")
+            return load(file)
+
+        checkpoint.load = other
+        with pytest.raises(UserError, match=r"the processes read different checkpoints in .*step [24]\)"):
+            trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path)
+
+    in_world(2, work)
+    assert checkpoints(folder) == [path_of(folder, 2), newest] and not (run / "done").exists()
