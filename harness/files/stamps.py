@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TICK_NS = 100_000_000
@@ -50,6 +50,25 @@ def tree_stamp(root: Path) -> tuple[str, int] | None:
         for name, stamp in _stamps(root):
             total.update(f"{name} {stamp}\n".encode(errors="surrogateescape"))
             latest = max(latest, stamp[-1])
+    except OSError:
+        return None
+    return total.hexdigest(), latest
+
+
+def files_stamp(files: Iterable[Path], base: Path) -> tuple[str, int] | None:
+    """Return a hash over name below `base`, size, modification time and inode of files, and the latest change
+    time.
+
+    Unlike `tree_stamp`, a change of permissions or of owner leaves it. Returns None if a folder of the files
+    changes while they are listed.
+    """
+    total, latest = hashlib.sha256(), 0
+    try:
+        for path in sorted(map(str, files)):
+            size, modified, inode, changed = _stamp(path)
+            name = path.removeprefix(str(base))
+            total.update(f"{name} {size} {modified} {inode}\n".encode(errors="surrogateescape"))
+            latest = max(latest, changed)
     except OSError:
         return None
     return total.hexdigest(), latest

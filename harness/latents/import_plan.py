@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,18 @@ from harness.data.open import open_dataset
 from harness.errors import UserError, unknown
 from harness.latents.codec import Affine, Codec, open_codec
 from harness.latents.importing import Importing, Named, Scaling, check_images, check_statistics
-from harness.latents.layouts.lightningdit import is_lightningdit, open_lightningdit, read_statistics
-from harness.latents.layouts.mar import is_mar, open_mar
-from harness.latents.layouts.mds import is_mds, open_mds
-from harness.latents.layouts.repa import is_repa, open_repa
+from harness.latents.layouts.lightningdit import (
+    is_lightningdit,
+    lightningdit_files,
+    open_lightningdit,
+    read_statistics,
+)
+from harness.latents.layouts.mar import is_mar, mar_files, open_mar
+from harness.latents.layouts.mds import is_mds, mds_files, open_mds
+from harness.latents.layouts.repa import is_repa, open_repa, repa_files
 from harness.latents.layouts.source import Holds, LatentSource
-from harness.latents.layouts.uvit import is_uvit, open_uvit
-from harness.latents.layouts.webdataset import is_webdataset, open_webdataset
+from harness.latents.layouts.uvit import is_uvit, open_uvit, uvit_files
+from harness.latents.layouts.webdataset import is_webdataset, open_webdataset, webdataset_files
 from harness.latents.linked import linkable
 from harness.latents.moments import Spread, spread_of
 from metrics.value import MetricError
@@ -47,19 +52,33 @@ class Layout:
     recognises: Callable[[Path], bool]
     open: Callable[..., LatentSource]
     """Takes the root and `labelled`."""
+    files: Callable[[Path], Iterable[Path]]
+    """Returns the files of a root that `open` and the reading of its records depend on."""
     expected: str
     sized: bool = False
     """True if `open` also takes `resolution`, because a source may hold latents of several sizes."""
 
 
 LAYOUTS = (
-    Layout("repa", is_repa, open_repa, "images/ and vae-sd/ with dataset.json, or EDM2 zip files"),
-    Layout("lightningdit", is_lightningdit, open_lightningdit, "safetensors with latents and labels"),
-    Layout("uvit", is_uvit, open_uvit, "0.npy, 1.npy, ... and states of captions 0_0.npy, ..."),
-    Layout("webdataset", is_webdataset, open_webdataset, "tar files with KEY.npy and KEY.cls"),
-    Layout("mds", is_mds, open_mds, "MDS shards with a column latents_256", sized=True),
-    Layout("mar", is_mar, open_mar, "class folders of .npz files with moments"),
-)
+    Layout(
+        "repa", is_repa, open_repa, repa_files,
+        "images/ and vae-sd/ with dataset.json, or EDM2 zip files",
+    ),
+    Layout(
+        "lightningdit", is_lightningdit, open_lightningdit, lightningdit_files,
+        "safetensors with latents and labels",
+    ),
+    Layout(
+        "uvit", is_uvit, open_uvit, uvit_files,
+        "0.npy, 1.npy, ... and states of captions 0_0.npy, ...",
+    ),
+    Layout(
+        "webdataset", is_webdataset, open_webdataset, webdataset_files,
+        "tar files with KEY.npy and KEY.cls",
+    ),
+    Layout("mds", is_mds, open_mds, mds_files, "MDS shards with a column latents_256", sized=True),
+    Layout("mar", is_mar, open_mar, mar_files, "class folders of .npz files with moments"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

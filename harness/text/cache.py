@@ -27,14 +27,14 @@ from harness.files.cache import cache_dir
 from harness.files.files import locked, writing
 from harness.files.progress import progress_bar
 from harness.text.base import BLOCK, TextEncoder
-from harness.text.store import RANGES, Hashes, Store, check_real_tokens, hashes_of
+from harness.text.store import RANGES, Hashes, Rows, Store, check_real_tokens, hashes_of, rows_of
 
 T = TypeVar("T")
 VERSION = 1
 """Version of the features; increase it with every change that moves one, to renew the cache."""
 PROBE = ("", "a small red seven left of two large blue ones", "two", "写真")
 PART_BYTES, PART_BLOCKS = 256 << 20, 1024
-"""Size of the rows, and number of blocks, after which a part is written."""
+"""Size of the rows of real tokens, and number of blocks, after which a part is written."""
 ROWS = 1 << 18
 """Hashes that are read at once."""
 UNFINISHED = ".hashes-"
@@ -150,15 +150,19 @@ def _encode(
     store: Store, encoder: TextEncoder, captions: Iterator[str], advance: Callable[[int], None]
 ) -> None:
     """Encode captions block by block, and write a part whenever enough rows are waiting."""
-    blocks = min(PART_BLOCKS, max(1, PART_BYTES // (BLOCK * encoder.length * encoder.dim * 4)))
-    for part in batched(batched(captions, BLOCK), blocks):
-        features = []
-        for block in part:
-            features.append(encode_block(encoder, block))
-            check_real_tokens(features[-1])
-            advance(len(block))
-        texts = [text for block in part for text in block]
-        store.write_part(texts, features, encoder.token_counts(texts))
+    texts: list[str] = []
+    blocks: list[Rows] = []
+    for block in batched(captions, BLOCK):
+        text = encode_block(encoder, block)
+        check_real_tokens(text)
+        texts += block
+        blocks.append(rows_of(text))
+        advance(len(block))
+        if len(blocks) == PART_BLOCKS or sum(rows.values.nbytes for rows in blocks) >= PART_BYTES:
+            store.write_part(texts, blocks, encoder.token_counts(texts))
+            texts, blocks = [], []
+    if texts:
+        store.write_part(texts, blocks, encoder.token_counts(texts))
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

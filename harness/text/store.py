@@ -48,6 +48,15 @@ class Hashes(NamedTuple):
     low: np.ndarray
 
 
+class Rows(NamedTuple):
+    """The features of some captions as they are stored, without padding."""
+
+    values: np.ndarray
+    """float32 (tokens, D), one caption after the other."""
+    counts: np.ndarray
+    """Number of tokens of each caption, int64 (n,)."""
+
+
 def hashes_of(captions: Sequence[str]) -> Hashes:
     """Return the hashes of captions."""
     digests = [hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16] for text in captions]
@@ -108,7 +117,7 @@ class Store:
         """Return the number of tokens before they were cut of the captions at places of the index."""
         return self._entries["uncut"][places].astype(np.int64)
 
-    def write_part(self, captions: Sequence[str], texts: Sequence[Text], uncut: np.ndarray) -> None:
+    def write_part(self, captions: Sequence[str], blocks: Sequence[Rows], uncut: np.ndarray) -> None:
         """Write the features of captions as a new part, with their numbers of tokens before they were cut.
 
         `refresh` makes it visible.
@@ -116,15 +125,14 @@ class Store:
         number = len(self.parts())
         hashes = hashes_of(captions)
         entries = np.zeros(len(captions), ENTRY)
-        counts = np.concatenate([_token_counts(text) for text in texts])
+        counts = np.concatenate([block.counts for block in blocks])
         entries["hash"], entries["low"], entries["part"] = hashes.high, hashes.low, number
         entries["tokens"], entries["start"] = counts, np.cumsum(counts) - counts
         entries["uncut"] = uncut
         entries = entries[np.lexsort((hashes.low, hashes.high))]
         with replacing(self._file(number, "rows")) as temporary, open(temporary, "wb") as out:
-            for text in texts:
-                rows = text.features if text.mask is None else text.features[text.mask]
-                out.write(rows.numpy().astype("<f4", copy=False).tobytes())
+            for block in blocks:
+                out.write(block.values.tobytes())
         write_atomic(self._file(number, "entries"), entries.tobytes())
         write_atomic(self._file(number, "sha256"), _sums(self._files(number)))
         self._written.append(number)
@@ -136,16 +144,15 @@ class Store:
         files = [base.with_suffix(end) for end in (".hashes", ".entries")]
         sums = base.with_suffix(".sha256")
         if not sums.exists() or not _match(files, sums):
-            entries = [np.memmap(self._file(part, "entries"), ENTRY, "r") for part in parts]
             with replacing(files[0]) as first, replacing(files[1]) as second:
-                _write_merged(entries, first, second)
+                _write_merged([_mapped(self._file(part, "entries"), ENTRY) for part in parts], first, second)
             write_atomic(sums, _sums(files))
         # An index of no captions cannot be mapped.
         if parts:
             self._high, self._entries = np.memmap(files[0], "<u8", "r"), np.memmap(files[1], ENTRY, "r")
         # All rows are mapped now: another process may later replace a part that it finds damaged, and what is
         # mapped keeps its content, as the index does.
-        self._rows = [self._mapped(part) for part in parts]
+        self._rows = [_mapped(self._file(part, "rows"), "<f4").reshape(-1, self.dim) for part in parts]
         self._note_written()
         for old in self.folder.glob("index-*"):
             if old not in (*files, sums):
@@ -217,8 +224,15 @@ class Store:
             content.update(self._file(part, "sha256").read_bytes())
         return content.hexdigest()[:16]
 
-    def _mapped(self, number: int) -> np.ndarray:
-        return np.memmap(self._file(number, "rows"), "<f4", "r").reshape(-1, self.dim)
+
+def _mapped(file: Path, kind: np.dtype | str) -> np.ndarray:
+    """Return the content of a file, memory-mapped without a descriptor that stays open.
+
+    A store has more parts than a process may have open files, and `np.memmap` keeps one open for each.
+    """
+    if not (size := file.stat().st_size):
+        return np.empty(0, kind)
+    return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy().view(kind)
 
 
 def _write_merged(parts: Sequence[np.ndarray], hashes: Path, entries: Path) -> None:
@@ -247,11 +261,13 @@ def _merged(files: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         yield merged[np.lexsort((merged["low"], merged["hash"]))]
 
 
-def _token_counts(text: Text) -> np.ndarray:
-    """Return the number of rows that are stored of each text, int64 (n,)."""
+def rows_of(text: Text) -> Rows:
+    """Return the rows of some captions that are stored: those of real tokens."""
     if text.mask is None:
-        return np.full(len(text), text.features.shape[1])
-    return text.mask.sum(1).numpy()
+        values, counts = text.features.flatten(0, 1), np.full(len(text), text.features.shape[1])
+    else:
+        values, counts = text.features[text.mask], text.mask.sum(1).numpy()
+    return Rows(values.numpy().astype("<f4", copy=False), counts)
 
 
 def check_real_tokens(text: Text) -> None:

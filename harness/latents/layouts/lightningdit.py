@@ -55,6 +55,12 @@ def open_lightningdit(root: Path, *, labelled: bool) -> LatentSource:
     )  # fmt: skip
 
 
+def lightningdit_files(root: Path) -> list[Path]:
+    """Return the safetensors of a root, and the file of statistics next to them."""
+    folder = root if root.is_dir() else root.parent
+    return [*_files(root)[0], *(file for file in (folder / STATISTICS,) if file.is_file())]
+
+
 def read_statistics(file: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel. Nothing is unpickled but tensors.
 

@@ -15,6 +15,7 @@ from harness.config.spec import DataSpec
 from harness.data.disk.folder import list_files
 from harness.data.disk.labels import NONE, Labels
 from harness.data.disk.npy import DAMAGED_ZIP, HEADER, LARGEST, Form, checked_latents, read_npz
+from harness.data.disk.tables import READERS
 from harness.errors import UserError
 from harness.latents.layouts.source import LatentSource, identity_of
 from metrics.files.listing import walk
@@ -49,6 +50,12 @@ def open_mar(root: Path, *, labelled: bool) -> LatentSource:
         "mar", root, _Cached(root, found.names), found.names, labels, source, "logvar", len(found.names),
         identity_of(sizes), found.skipped, scale=SCALE,
     )  # fmt: skip
+
+
+def mar_files(root: Path) -> list[Path]:
+    """Return the .npz files below a root, and its tables of labels."""
+    read = (*CACHED.suffixes, *READERS)
+    return [root / name for name in walk(root) if name.lower().endswith(read)]
 
 
 class _Cached:

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.disk.labels import NONE
-from harness.data.disk.mds import MdsImages, mds_folder, read_index
+from harness.data.disk.mds import INDEX, MdsImages, mds_folder, read_index
 from harness.data.disk.media import Clips
 from harness.data.disk.packed import Packed
 from harness.errors import UserError
@@ -57,6 +57,12 @@ def open_mds(root: Path, *, labelled: bool, resolution: int | None = None) -> La
         identity_of((file.name, file.stat().st_size) for file in held.files), held.skipped,
         notes=(f"column '{found[side]}'",),
     )  # fmt: skip
+
+
+def mds_files(root: Path) -> list[Path]:
+    """Return the shards of a root that are read, and their index."""
+    folder = mds_folder(root)[0]
+    return [folder / INDEX, *(shard.file for shard in read_index(folder))]
 
 
 def _columns(root: Path) -> dict[int, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from harness.data.disk.tables import EDM, Table, edm_table, in_table_order, labe
 from harness.data.disk.zipped import TABLE_BYTES, content_begin, read_member
 from harness.errors import UserError
 from harness.files.files import decode_text, read_text
-from harness.latents.layouts.source import LatentSource, identity_of
+from harness.latents.layouts.source import LatentSource, files_of, identity_of
 from metrics.files.listing import Skipped, is_clutter, list_folder, walk
 from metrics.value import MetricError
 
@@ -141,6 +141,17 @@ class _NpyRecords:
         where = self._held.where(name)
         array = parse_npy(self._held.read(name, limit), where)
         return checked_latents(array, form, where, self._held.where(self._held.names[0]))
+
+
+def repa_files(root: Path) -> Iterator[Path]:
+    """Yield the files that the latents of a root are read from, and those of its images."""
+    features, images = _parts(root)
+    if features.is_file():
+        yield features
+    else:
+        yield from (features / name for name in walk(features) if _is_array(name) or name == EDM)
+    if images is not None:
+        yield from files_of(images)
 
 
 def _features(root: Path) -> list[Path]:

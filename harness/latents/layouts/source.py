@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data.disk.caption_features import CaptionFeatures
 from harness.data.disk.labels import Labels
-from metrics.files.listing import Skipped
+from metrics.files.listing import Skipped, walk
 
 Holds = Literal["std", "logvar", "sample"]
 """Content of a record: mean and standard deviation, mean and log-variance, or one draw."""
@@ -62,6 +62,14 @@ class LatentSource:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def files_of(path: Path) -> Iterator[Path]:
+    """Yield a file, or the files below a folder, except hidden ones and those left by programs."""
+    if path.is_dir():
+        yield from (path / name for name in walk(path))
+    else:
+        yield path
 
 
 def identity_of(files: Iterable[tuple[str, int]]) -> str:

@@ -47,6 +47,15 @@ def open_uvit(root: Path, *, labelled: bool) -> LatentSource:
     )  # fmt: skip
 
 
+def uvit_files(root: Path) -> list[Path]:
+    """Return the files of latents and of states of a root, with those of the empty caption."""
+    features = open_caption_features(root)
+    images = range(len(features))
+    states = [features.state_file(image, k) for image in images for k in range(features.captions[image])]
+    empty = [features.empty_file()] if features.has_empty else []
+    return [*map(features.latent_file, images), *states, *empty]
+
+
 class _Moments:
     """One record per .npy file."""
 

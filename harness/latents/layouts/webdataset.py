@@ -53,6 +53,11 @@ def open_webdataset(root: Path, *, labelled: bool) -> LatentSource:
     )  # fmt: skip
 
 
+def webdataset_files(root: Path) -> list[Path]:
+    """Return the tar files of a root that are read."""
+    return tar_files(root)[0]
+
+
 class _Members:
     """One record per member."""
 

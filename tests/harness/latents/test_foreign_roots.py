@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.data.pin import pinned
 from harness.errors import UserError
+from harness.latents.foreign import key_of_import
 from harness.records.record import Record
 from tests.harness.latents.vae import save_vae
 from tests.support.commands import flowrace
@@ -148,6 +150,81 @@ def test_changed_source_is_imported_again(tmp_path: Path, repa: Path) -> None:
     file = next((repa / "vae-sd").rglob("*.npy"))
     file.write_bytes(npy(np.flip(np.load(file)[:4], 0).repeat(2, 0).clip(0.01)))
     assert opened(repa).fingerprint != first
+
+
+def keyed(root: Path, **fields: object) -> str:
+    return key_of_import(root, DataSpec(**({"name": "latents", "root": str(root)} | fields)))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_key_of_an_import_depends_on_every_file_that_is_read_and_on_no_other(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = LAYOUTS[name](tmp_path / "data" / "source")
+    before = keyed(root)
+    for file in files_below(root) if root.is_dir() else [root]:
+        file.chmod(0o644 if file.stat().st_mode & 0o077 != 0o044 else 0o600)
+    (root if root.is_dir() else root.parent).joinpath(".DS_Store").write_text("left")
+    write(root if root.is_dir() else root.parent, {"runs/a-0/record.log": b"written by a run"})
+    monkeypatch.chdir(root.parent)
+    assert keyed(root) == keyed(Path(root.name)) == before
+    for file in files_below(root) if root.is_dir() else [root]:
+        if file.name not in (".DS_Store", "record.log"):
+            file.write_bytes(file.read_bytes() + b" ")
+            before, changed = keyed(root), before
+            assert before != changed, file
+
+
+def test_key_of_an_import_depends_on_files_outside_of_the_root(tmp_path: Path) -> None:
+    file = next(lightningdit(tmp_path / "draws").glob("*.safetensors"))
+    coco = uvit(tmp_path / "coco" / "train")
+    images = write(tmp_path / "images", {"0.png": b"an image"})
+    weights = write(tmp_path / "weights", {"config.json": b"{}"})
+    keys = {
+        tmp_path / "draws" / "latents_stats.pt": lambda: keyed(file),
+        tmp_path / "coco" / "empty_context.npy": lambda: keyed(coco),
+        images / "0.png": lambda: keyed(file, images=str(images)),
+        weights / "config.json": lambda: keyed(file, codec="sd-vae", codec_weights=str(weights)),
+    }
+    for outside, key in keys.items():
+        before = key()
+        outside.write_bytes(b"another content")
+        assert key() != before, outside
+
+
+def test_key_without_weights_does_not_depend_on_the_working_folder(
+    repa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keyed(repa, codec="sd-vae")
+    monkeypatch.chdir(write(tmp_path / "elsewhere", {"a": b"file"}))
+    assert keyed(repa, codec="sd-vae") == before
+
+
+def test_earlier_import_of_a_changed_source_is_named(
+    repa: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened(repa)
+    (earlier,) = (path for path in (cache / "imported").iterdir() if path.is_dir())
+    assert "earlier import" not in capsys.readouterr().err
+    file = next((repa / "vae-sd").rglob("*.npy"))
+    file.write_bytes(npy(np.load(file) / 2))
+    opened(repa)
+    assert f"an earlier import of {repa} is in {earlier}; remove it if no run reads it" in (
+        capsys.readouterr().err
+    )
+
+
+def test_interrupted_copy_needs_room_for_the_rest_only(
+    repa: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(free=0)
+    monkeypatch.setattr("harness.latents.foreign.shutil.disk_usage", lambda _: full)
+    assert "needs 0.0 GB in the cache" in refused(repa)
+    key = keyed(repa, resolution=32)
+    shard = cache / "imported" / key / "shard-00000.npy"
+    write(shard.parent, {".shard-00000.npy.tmp": bytes(48 * 2 * 4 * 4 * 4 * 4)})
+    with pytest.raises(UserError, match="holds no encoding to continue"):
+        opened(repa)
 
 
 def test_run_without_codec_trains_and_measures_without_decoding(tmp_path: Path, repa: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -153,6 +154,29 @@ def test_open_index_keeps_its_features_while_another_process_repairs(monkeypatch
     # The parts are written again with other captions in them.
     filled(encoder, [*numbered(20), *(f"another {number}" for number in range(200))])
     assert_same(older.read(captions), encoder.encode(captions))
+
+
+def test_store_with_more_parts_than_a_process_may_open_files_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BLOCK", 1)
+    monkeypatch.setattr(cache, "PART_BYTES", 1)
+    captions = list(numbered(100))
+
+    def check() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        encoder = Counting()
+        found = filled(encoder, captions)
+        assert len(found.parts()) == 100
+        assert_same(found.read(captions), encoder.encode(captions))
+
+    assert in_child(check) == 0
+
+
+def test_parts_are_as_large_as_their_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption of one word has two of four tokens of three numbers, so a block of 64 has 1,536 bytes."""
+    monkeypatch.setattr(cache, "PART_BYTES", 3 * 1536)
+    found = filled(Counting(), [f"word{number}" for number in range(64 * 4)])
+    sizes = [(found.folder / f"part-{part:06d}.rows").stat().st_size for part in found.parts()]
+    assert sizes == [3 * 1536, 1536]
 
 
 def test_damaged_index_is_merged_again() -> None:
