@@ -109,10 +109,14 @@ def count_reading(
     """Return the FLOPs of reading the separate gradients at a step, encoders excluded: their features are
     those of the step.
 
-    A process counts the readings with alignment once, and those without.
+    A process counts readings once that agree on the terms with a weight, and on whether `until` has passed.
     """
-    aligned = method.config.weight(step) > 0
-    key = type(method), repr((method.config, method.setting, spec.train.batch_size, aligned, "reading"))
+    config = method.config
+    alike = (
+        [term.weight(step) > 0 for term in config.terms.values()],
+        config.until is None or step <= config.until,
+    )
+    key = type(method), repr((config, method.setting, spec.train.batch_size, alike, "reading"))
     if key not in _readings:
         shadow, batch, draw = _on_meta(method, spec, step, encoders)
         backbone = method.setting.backbone
@@ -125,7 +129,7 @@ def count_reading(
 
 def count_readings(spec: RunSpec) -> int:
     """Return the FLOPs of all readings of the separate gradients of a run, which are not training."""
-    every, until = spec.train.log_gradients_every, spec.method.schedule.until
+    every, until = spec.train.log_gradients_every, spec.method.until
     if not every:
         return 0
     method, encoders = method_of_spec(spec)

@@ -101,7 +101,7 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
     """Return the memory of one process in a training step of a run.
 
     `train.accumulate`, `train.log_gradients_every`, `runtime.checkpoint_activations` and `runtime.shard` are
-    taken into account.
+    taken into account. Of a method that ends at a step, the larger step counts: a routed one needs less.
     """
     size = spec.train.batch_size // (processes * spec.train.accumulate)
     dataset = outlined(spec.data)
@@ -131,7 +131,11 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         for parameter in parameters if processes > 1 else ():
             parameter.register_post_accumulate_grad_hook(partial(_exchanged, slices, kept))
         student = Student(model, ema, backbone, Meter(lambda: 0, lambda start, end: 0).phase)
-        activations = _peak(spec, method, student, size, encoders)
+        until = spec.method.until
+        # Steps after `until` may need more, for example without a route.
+        ends = until is not None and until < spec.train.steps
+        steps = [1, until + 1] if ends else [1]
+        activations = max(_peak(spec, method, student, size, encoders, step) for step in steps)
         if slices > 1:
             activations = _sharded_peak(activations, learned, model, method)
         elif processes > 1:
@@ -164,20 +168,26 @@ def _rows(parameter: Tensor, slices: int) -> int:
 
 
 def _peak(
-    spec: RunSpec, method: TrainingMethod, student: Student, size: int, encoders: Sequence[Architecture]
+    spec: RunSpec,
+    method: TrainingMethod,
+    student: Student,
+    size: int,
+    encoders: Sequence[Architecture],
+    step: int,
 ) -> int:
-    """Return the peak bytes of a micro-batch on top of weights, optimizer and EMA."""
+    """Return the peak bytes of a micro-batch of a step on top of weights, optimizer and EMA."""
     labels = torch.zeros(size, dtype=torch.int64)
     x0 = torch.zeros(size, *method.setting.backbone.x_shape)
-    views = (
-        tuple(empty_view(e, size, method, x0.device) for e in encoders) if method.config.encodes(1) else ()
-    )
+    encodes = method.config.encodes(step)
+    views = tuple(empty_view(e, size, method, x0.device) for e in encoders) if encodes else ()
     y = method.setting.backbone.blank_condition(size)
-    batch = Batch(np.arange(size), x0, y, labels, views=views, given=y)
+    batch = Batch(np.arange(size), x0, y, labels, step, views=views, given=y)
     draw = method.draw(Streams(0), batch)
     modules = [module for module in (student.model, student.ema, method) if module is not None]
     given = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=spec.train.precision == "bfloat16")
+    for module in modules:
+        module.zero_grad(set_to_none=True)
     with AllocationTracker(given) as allocations:
         with autocast():
             total = method.loss(student, batch, draw).total

@@ -27,7 +27,9 @@ class Method(TrainingMethod):
 
     stacks_with: ClassVar[tuple[str, ...]] = ()
     """Methods with which this one can be stacked (methods/common/stack.py). They must need no other draw of
-    times than this method, and have no loss of a form other than that of this class."""
+    times than this method, and have no loss of a form other than that of this class. Inside a route, only the
+    tokens that stay have an output, so no method that needs the full grid or its attention stacks with one
+    that routes."""
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         """Return noise and one time per sample, from the streams that all methods share."""

@@ -225,6 +225,30 @@ def _check(name: str, names: list[str], classes: dict[str, type[Method]]) -> Non
             raise UserError(
                 f"method.name = {name}: {first} and {second} are not declared compatible ({known})"
             )
+    _check_overrides(name, classes)
+
+
+def _check_overrides(name: str, classes: dict[str, type[Method]]) -> None:
+    """Raise `UserError` if a stack would leave out what a term overrides.
+
+    A stack computes the loss itself, and has the draw and the velocity of one term at most.
+    """
+    own = {
+        "loss": [term for term, cls in classes.items() if cls.loss is not Method.loss],
+        "draw": [term for term, cls in classes.items() if cls.draw is not Method.draw],
+        "velocity": [term for term, cls in classes.items() if cls.velocity is not Method.velocity],
+    }
+    if own["loss"]:
+        raise UserError(
+            f"method.name = {name}: {own['loss'][0]} has a loss of another form (it overrides Method.loss), "
+            "so it cannot be stacked; give it alone"
+        )
+    for function in ("draw", "velocity"):
+        if len(terms := own[function]) > 1:
+            raise UserError(
+                f"method.name = {name}: {' and '.join(terms)} override Method.{function}, and one term of a "
+                "stack at most may; give one of them alone"
+            )
 
 
 def _are_declared(first: str, second: str) -> bool:

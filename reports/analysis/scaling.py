@@ -10,6 +10,7 @@ that varies the backbone has one point for each size and objective, each size in
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +256,10 @@ def _of_table(known: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _without(label: str, encoder: str | None) -> str:
-    """Return a label without its encoder: `repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`."""
-    text = f"encoder = {encoder}"
-    return label.replace(f" ({text})", "").replace(f"{text}, ", "").replace(f", {text}", "")
+    """Return a label without its encoder: `repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`.
+
+    >>> _without("repa+tread (repa.encoder = local:tiny, tread.rate = 0.5)", "local:tiny")
+    'repa+tread (tread.rate = 0.5)'
+    """
+    text = rf"(?:[\w-]+\.)?encoder = {re.escape(encoder or '')}"
+    return re.sub(rf" \({text}\)|\b{text}, |, {text}(?=[,)])", "", label)

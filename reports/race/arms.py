@@ -11,16 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from harness.config.encoder_fields import encoder_name, without_locations
 from harness.config.parts import flat_path
 from harness.config.spec import HASHED_IF_SET, NOT_HASHED, RunSpec
 from harness.errors import UserError, unknown
 from harness.records.record import Record
-
-ENCODER_NOT_HASHED = ("weights", "download")
-"""Fields of an encoder that the run id leaves out. Reports read a method's section as data, so they are
-listed here; all other such fields come from `RunSpec`."""
-FURTHER = "method.further"
-"""The path of a method's further encoders, a list of tables."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class RaceArm:
 
     @property
     def encoder(self) -> str | None:
-        return self.fields.get("method.encoder.name")
+        return encoder_name(self.fields)
 
 
 def arms_of(records: Sequence[Record], names: Mapping[str, str] | None = None) -> list[RaceArm]:
@@ -119,23 +114,15 @@ def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     Fields that are hashed only if set are left out at their default: old records do not have them.
     """
-    of_encoder = (f"method.encoder.{name}" for name in ENCODER_NOT_HASHED)
-    ignored = _unhashed(RunSpec) | dict.fromkeys(("seed", *of_encoder), ())
+    ignored = _unhashed(RunSpec) | {"seed": ()}
     fields = {
         path: value
-        for path, value in flatten(spec).items()
+        for path, value in without_locations(flatten(spec)).items()
         if path not in ignored or (ignored[path] and value not in ignored[path])
     }
     if "method.name" not in fields:
         raise UserError("a run's spec must have method.name")
-    return fields | {path: _hashed_fields(value) for path, value in fields.items() if path == FURTHER}
-
-
-def _hashed_fields(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in encoder.items() if name not in ENCODER_NOT_HASHED}
-        for encoder in encoders
-    ]
+    return fields
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.config.encoder_fields import without_locations
 from harness.config.fields import belongs, spec_fields
 from harness.config.parts import nested_path
 from harness.errors import UserError
@@ -21,8 +22,6 @@ FEW = 4
 """The largest number of fields in which two runs of a pair differ."""
 SETTINGS = ("baseline", "target", "labels", "budget")
 """The parts of a study that are compared in addition to its runs."""
-OF_ENCODER = ("weights", "download")
-"""Fields of an encoder that cannot change results; a method's section is read as data here."""
 
 
 @dataclass(frozen=True)
@@ -143,17 +142,13 @@ def _fields(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return a spec's fields under their current names, with the defaults of fields that it lacks."""
     defaults = {field.path: field.default for field in spec_fields()}
     given = {nested_path(path): value for path, value in flatten(spec).items()}
-    found = {path: value for path, value in (defaults | given).items() if not _is_execution(path)}
+    fields = without_locations(defaults | given)
+    found = {path: value for path, value in fields.items() if belongs(path) != "execution"}
     return _without_none(found)
 
 
 def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {path: value for path, value in fields.items() if value is not None}
-
-
-def _is_execution(path: str) -> bool:
-    of_encoder = path.startswith("method.encoder.") and path.rpartition(".")[2] in OF_ENCODER
-    return of_encoder or belongs(path) == "execution"
 
 
 def _settings(study: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,6 +155,12 @@ def test_protocol_and_conditions_have_the_guidance_only_if_it_is_set() -> None:
 def test_method_without_guidance_rejects_its_scale() -> None:
     with pytest.raises(UserError, match=r"eval.method_guidance = 1.4, but flow does not guide"):
         tiny("eval.method_guidance=1.4")
+    with pytest.raises(UserError, match=r"= 1.4, but internal_guidance is switched off"):
+        tiny("method.name=internal_guidance", "method.coefficient=0", "eval.method_guidance=1.4")
+    stack = ("method.name=repa+internal_guidance", "method.repa.encoder.name=random:small")
+    with pytest.raises(UserError, match=r"= 1.4, but internal_guidance is switched off"):
+        tiny(*stack, "method.internal_guidance.coefficient=0", "eval.method_guidance=1.4")
+    assert tiny(*stack, "method.repa.coefficient=0", "eval.method_guidance=1.4")
     with pytest.raises(UserError, match=r"eval.method_guidance_low = 0.8 is above"):
         tiny(
             "method.name=internal_guidance",

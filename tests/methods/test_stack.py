@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from harness.data.pin import pinned
 from harness.errors import UserError
 from harness.flow.path import interpolate
 from methods.common.method import Needs
+from methods.common.stack import stack_of
 from methods.flow import Flow
 from methods.internal_guidance import InternalGuidance
 from methods.repa import Repa
@@ -107,6 +109,26 @@ def test_list_of_tables_is_the_stack_of_its_name(tmp_path: Path) -> None:
 def test_name_of_a_stack_is_checked(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny(f"method.name={name}")
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        (("loss",), "repa\\+tread: tread has a loss of another form"),
+        (("draw",), ""),
+        (("draw", "draw"), "repa\\+tread: repa and tread override Method.draw, and one term"),
+        (("velocity",), ""),
+        (("velocity", "velocity"), "repa\\+tread: repa and tread override Method.velocity, and one term"),
+    ],
+)
+def test_stack_rejects_terms_of_which_it_would_leave_out_a_part(
+    monkeypatch: pytest.MonkeyPatch, functions: tuple[str, ...], message: str
+) -> None:
+    for cls, function in zip((Tread, Repa), functions, strict=False):
+        monkeypatch.setattr(cls, function, lambda *_: None)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        # Without the memory of classes that are made already.
+        stack_of.__wrapped__("repa+tread")
 
 
 @pytest.mark.parametrize(

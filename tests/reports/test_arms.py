@@ -22,6 +22,7 @@ from reports.race.arms import (
     labels_of,
     trajectory_fields,
 )
+from sweeps.plan.difference import _fields as study_fields
 from tests.reports.synthetic import write_run
 
 GRID = (10, 20)
@@ -69,6 +70,30 @@ def test_arm_ignores_location_of_encoder_weights(tmp_path: Path) -> None:
     assert fields[0] == fields[1] != fields[2]
     assert specs[0].id == specs[1].id != specs[2].id
     assert "/here" not in json.dumps(fields[0])
+
+
+def test_encoder_of_a_stack_is_that_of_its_term(tmp_path: Path) -> None:
+    specs = [
+        load_spec(
+            "digits",
+            [
+                "method.name=repa+tread",
+                f"method.repa.encoder={{name = '{name}', weights = '{root}/a', download = {download}}}",
+                f"method.repa.further=[{{name = 'local:tiny', weights = '{root}/b'}}]",
+            ],
+        )
+        for root, download, name in (
+            ("/here", "false", "local:small"),
+            ("/there", "true", "local:small"),
+            ("/here", "false", "local:tiny"),
+        )
+    ]
+    tables = [tomllib.loads(spec.to_toml()) for spec in specs]
+    fields = [arm_fields(table) for table in tables]
+    assert fields[0] == fields[1] != fields[2]
+    assert RaceArm("", fields[2], {}).encoder == "local:tiny"
+    compared = [study_fields(table) for table in tables]
+    assert compared[0] == compared[1] != compared[2]
 
 
 def test_settings_of_a_method_are_arms_labelled_by_differing_fields(tmp_path: Path) -> None:

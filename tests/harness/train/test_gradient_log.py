@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_networks")
 EVERY = "train.log_gradients_every=4"
 SHORT = ("eval.every=12", "eval.samples=4", "train.keep_checkpoints=9")
 # Without a projector, both gradients are all that the optimizer gets.
+ENCODER = ("method.repa.encoder.name=random:small",)
 SYNC = ("method.name=layersync", "method.coefficient=5", *SHORT)
 
 
@@ -147,6 +148,28 @@ def test_reading_after_the_end_of_alignment_has_the_flow_loss_alone(tmp_path: Pa
     assert first["reading_flops"] > second["reading_flops"] > 0
     assert count_readings(tiny(*words, EVERY)) == first["reading_flops"] + second["reading_flops"]
     assert count_readings(tiny(*words)) == 0
+
+
+def test_reading_of_a_routed_step_costs_less_than_one_after_the_route() -> None:
+    """TREAD has no weight, and a stack's end is that of its terms."""
+    for name, end in (("tread", "method"), ("repa+tread", "method.tread")):
+        words = (f"method.name={name}", f"{end}.schedule.until=5", *ENCODER[: name.count("+")])
+        spec = tiny(*words, "train.steps=8", EVERY)
+        method, encoders = method_of_spec(spec)
+        routed, full = (count_reading(method, spec, step, encoders) for step in (5, 6))
+        assert routed < full and count_readings(spec) == routed + full
+
+
+def test_further_final_layer_is_in_no_norm(tmp_path: Path) -> None:
+    """The norm that the optimizer clips has it in addition."""
+    assert place_of("final_layers.2.linear.weight", 4) is None
+    words = ("method.name=internal_guidance", "method.layer=2", *SHORT, EVERY, "train.steps=4")
+    record = trained(tiny(*words), tmp_path)
+    (event,) = record.of("gradients")
+    f, a = event["norms"]["flow"], event["norms"]["auxiliary"]
+    clipped = record.of("train")[-1]["grad_norm"]
+    assert 0 < math.sqrt(f * f + a * a + 2 * f * a * event["cosine"]) < 0.99 * clipped
+    assert event["reached"]["blocks"] == 2
 
 
 @pytest.mark.slow

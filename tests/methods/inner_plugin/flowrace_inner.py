@@ -38,7 +38,7 @@ class Inner(Method):
         return flow_loss(prediction.outputs[self.config.layer], batch, draw, self.setting)
 
     def velocity(self, model, x, times, y, *, scale=1.0, null=None):
-        if scale == 1:
+        if scale == 1 or not self.config.coefficient:
             return super().velocity(model, x, times, y)
         prediction = model(x, times, y, outputs=(self.config.layer,))
         inner = prediction.outputs[self.config.layer]

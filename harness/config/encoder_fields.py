@@ -1,0 +1,63 @@
+"""The fields of a method's encoders in a spec as data, by dotted path.
+
+A stack has a table for each term: REPA's `method.encoder.name` is `method.repa.encoder.name` in `repa+tread`.
+Reports and plans read specs without the classes of methods, so the names are listed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+NOT_HASHED_OF_ENCODER = ("weights", "download")
+"""Fields of an encoder that the run id leaves out."""
+_ENCODER = re.compile(r"method\.(?:[^.]+\.)?encoder\.(\w+)")
+_FURTHER = re.compile(r"method\.(?:[^.]+\.)?further")
+
+
+def locates_encoder(path: str) -> bool:
+    """Return whether a field only locates the weights of an encoder, so that it cannot change results.
+
+    >>> locates_encoder("method.encoder.weights"), locates_encoder("method.repa.encoder.download")
+    (True, True)
+    >>> locates_encoder("method.repa.encoder.name"), locates_encoder("eval.weights")
+    (False, False)
+    """
+    found = _ENCODER.fullmatch(path)
+    return bool(found) and found[1] in NOT_HASHED_OF_ENCODER
+
+
+def lists_encoders(path: str) -> bool:
+    """Return whether a field is the list of a method's further encoders, each a table.
+
+    >>> lists_encoders("method.further"), lists_encoders("method.repa.further")
+    (True, True)
+    """
+    return bool(_FURTHER.fullmatch(path))
+
+
+# Any: values of fields.
+def without_locations(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields without those that only locate an encoder's weights, in lists of encoders too."""
+    kept = {path: value for path, value in fields.items() if not locates_encoder(path)}
+    return kept | {path: _hashed(value) for path, value in kept.items() if lists_encoders(path)}
+
+
+# Any: a method of another package may have a field of this name with other values.
+def _hashed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: item for name, item in value.items() if name not in NOT_HASHED_OF_ENCODER}
+    return [_hashed(item) for item in value] if isinstance(value, list) else value
+
+
+# Any: values of fields.
+def encoder_name(fields: Mapping[str, Any]) -> str | None:
+    """Return the name of a method's encoder, or of the first one of a stack; None if it has none.
+
+    >>> encoder_name({"method.name": "repa+tread", "method.repa.encoder.name": "local:small"})
+    'local:small'
+    """
+    terms = str(fields.get("method.name", "")).split("+")
+    paths = ["method.encoder.name", *(f"method.{term}.encoder.name" for term in terms)]
+    return next((fields[path] for path in paths if fields.get(path)), None)
