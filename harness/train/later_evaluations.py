@@ -41,7 +41,7 @@ class MissingWeights(UserError):
 def missing_evaluations(path: Path, spec: RunSpec) -> dict[int, tuple[str, ...]]:
     """Return the metrics of `spec.eval` that a run lacks at steps whose weights are kept, by step.
 
-    The steps are those at which the spec evaluates. A metric that could not be computed is not missing.
+    Of several scales of guidance, the first counts. The steps are those at which the spec evaluates. A metric that could not be computed is not missing.
     """
     every, last = spec.eval.every, spec.train.steps
     due = [step for step in weights_files(path) if step % every == 0 or step == last]
@@ -68,22 +68,24 @@ def lacking(record: Record, wanted: EvalSpec, steps: Iterable[int]) -> dict[int,
 
 
 def measure_missing(path: Path, variants: Sequence[RunSpec], world: World, progress: Progress) -> None:
-    """Measure what `missing_evaluations` lists for each spec, and note what cannot be measured.
+    """Measure what `missing_evaluations` lists for each spec under each of its scales of guidance, and note
+    what cannot be measured.
 
     The specs differ in evaluation; the first one's is the one that reports show. Every rank must call it.
     """
     # Rank 0 may still be writing the end of the record.
     world.wait()
+    asked = [one for spec in variants for one in spec.by_guidance]
     if world.main:
         _update_spec(path, variants[0])
-        if lost := sorted({step for spec in variants for step in unmeasurable_steps(path, spec)}):
+        if lost := sorted({step for spec in asked for step in unmeasurable_steps(path, spec)}):
             progress.note(
                 f"run {path.name}: {len(lost)} evaluated steps ({_listed(lost)}) cannot be measured again, "
                 "because their weights were not kept. train.keep_checkpoints = 'evaluations' keeps them"
             )
-    due = [list(missing_evaluations(path, spec)) for spec in variants]
+    due = [list(missing_evaluations(path, spec)) for spec in asked]
     world.wait()
-    for spec, steps in zip(variants, due, strict=True):
+    for spec, steps in zip(asked, due, strict=True):
         for _ in measure(path, spec, steps, world, progress) if steps else ():
             pass
 
@@ -135,14 +137,14 @@ def _measured(
         # Only rank 0 has the result.
         if result is None:
             continue
-        _record(path, spec, step, conditions, result, evaluator)
+        record_evaluation(path, spec, step, conditions, result, evaluator)
         progress.evaluated(step, result.rows)
         for name, reason in result.errors.items():
             progress.note(f"step {step}: {name} could not be computed: {reason}")
         yield Measured(step, conditions, result)
 
 
-def _record(
+def record_evaluation(
     path: Path, spec: RunSpec, step: int, conditions: Conditions, result: Result, evaluator: Evaluator
 ) -> None:
     """Append an evaluation to the record, after its sample grid."""
