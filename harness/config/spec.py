@@ -279,7 +279,8 @@ def _scales(value: Any) -> Any:
         raise ValueError(
             "expected a number of at least 0, or different ones in a list, for example [1.0, 2.0]"
         )
-    return tuple(map(float, scales)) if len(scales) > 1 else float(scales[0])
+    numbers = [float(scale) for scale in scales]
+    return tuple(numbers) if len(numbers) > 1 else numbers[0]
 
 
 Scales = Annotated[float | tuple[float, ...], BeforeValidator(_scales)]
@@ -309,8 +310,8 @@ class EvalSpec(Section):
     precision: Literal["float32", "bfloat16"] = Field(default="float32", json_schema_extra=HASHED_IF_SET)
     """Precision of the network in sampling."""
     guidance: Scales = 1.0
-    """Scale of classifier-free guidance, at least 0; 1 is no guidance. Of several, for example [1.0, 2.0], the
-    first is that of the curves, and the others are measured at the same steps."""
+    """Scale of classifier-free guidance, at least 0; 1 is no guidance. Curves and targets use the first scale
+    of a list, for example [1.0, 2.0], and the others are measured at the same steps."""
     guidance_low: float = Field(default=0.0, ge=0, le=1)
     """Lowest time with guidance."""
     guidance_high: float = Field(default=1.0, ge=0, le=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +42,8 @@ class MissingWeights(UserError):
 def missing_evaluations(path: Path, spec: RunSpec) -> dict[int, tuple[str, ...]]:
     """Return the metrics of `spec.eval` that a run lacks at steps whose weights are kept, by step.
 
-    Of several scales of guidance, the first counts. The steps are those at which the spec evaluates. A metric that could not be computed is not missing.
+    The steps are those at which the spec evaluates, and the guidance is its first scale. A metric that could
+    not be computed is not missing.
     """
     every, last = spec.eval.every, spec.train.steps
     due = [step for step in weights_files(path) if step % every == 0 or step == last]
@@ -60,7 +62,7 @@ def lacking(record: Record, wanted: EvalSpec, steps: Iterable[int]) -> dict[int,
     found = {}
     reference = file_sha256(Path(wanted.reference)) if wanted.reference else ""
     for step in steps:
-        known = _replicates(record, _conditions(record.path, wanted, step, reference), step)
+        known = _known(record, _conditions(record.path, wanted, step, reference), step)
         missing = tuple(name for name in wanted.metrics if known.get(name, 0) < wanted.replicates)
         if missing:
             found[step] = missing
@@ -189,6 +191,14 @@ def _conditions(path: Path, wanted: EvalSpec, step: int, reference: str) -> Cond
     file = weights_files(path).get(step)
     kept = precision_of(file) if file is not None and file.parent.name == EMA else "float32"
     return Conditions.of_spec(wanted.model_dump(), kept, reference)
+
+
+def _known(record: Record, kept: Conditions, step: int) -> Mapping[str, Any]:
+    """Return the replicates of each metric at a step; values of unrounded weights need no rounded ones."""
+    found = dict(_replicates(record, kept, step))
+    for name, number in _replicates(record, replace(kept, ema="float32"), step).items():
+        found[name] = max(found.get(name, 0), number)
+    return found
 
 
 def _replicates(record: Record, conditions: Conditions, step: int) -> Mapping[str, Any]:
