@@ -23,7 +23,7 @@ from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World
 from harness.train.early_end import EndWatch
 from harness.train.gradient_log import GradientReading
-from harness.train.later_evaluations import record_evaluation
+from harness.train.recorded_evaluation import record_evaluation
 from harness.train.state import Run, checkpoint_writer, keep_ema
 
 

@@ -17,12 +17,13 @@ from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError
 from harness.files.files import exclusive, writing
 from harness.records.checkpoint_files import EMA, precision_of, weights_files
-from harness.records.evaluations import Conditions, add_evaluation
+from harness.records.evaluations import Conditions
 from harness.records.record import Record, RecordWriter, asks_the_same
+from harness.train.recorded_evaluation import record_evaluation
 from metrics.files.hashing import file_sha256
 
 if TYPE_CHECKING:
-    from harness.evaluation.evaluator import Evaluator, Result
+    from harness.evaluation.evaluator import Result
     from harness.runtime.distributed import World
     from harness.train.journal import Progress
 
@@ -144,38 +145,6 @@ def _measured(
         for name, reason in result.errors.items():
             progress.note(f"step {step}: {name} could not be computed: {reason}")
         yield Measured(step, conditions, result)
-
-
-def record_evaluation(
-    path: Path, spec: RunSpec, step: int, conditions: Conditions, result: Result, evaluator: Evaluator
-) -> None:
-    """Append an evaluation to the record, after its sample grid."""
-    from harness.evaluation.protocol import digest
-
-    record = Record(path)
-    protocol = evaluator.about
-    if conditions.ema != "float32":
-        protocol = {**protocol, "ema_precision": conditions.ema}
-    if not any(one.step == step and one.conditions == conditions for one in record.evaluations):
-        result.save_grid(path / "samples" / f"step-{step:08d}-{conditions.key}.png")
-    about = {"protocol": protocol, "floor": evaluator.noise_floor, "aligned": _aligned(record, evaluator)}
-    line = {
-        "kind": "eval",
-        "step": step,
-        "images": step * spec.train.batch_size,
-        "metrics": result.rows,
-        "protocol": digest(protocol),
-        **({"errors": result.errors} if result.errors else {}),
-    }
-    add_evaluation(path, line, about)
-
-
-def _aligned(record: Record, evaluator: Evaluator) -> list[str]:
-    """Return the metrics that are computed by an encoder to which the run aligned."""
-    encoders = [encoder for start in record.environment for encoder in start.get("encoders", ())]
-    return evaluator.aligned_metrics(
-        {encoder["name"] for encoder in encoders}, {encoder.get("sha256") for encoder in encoders}
-    )
 
 
 def _update_spec(path: Path, spec: RunSpec) -> None:
