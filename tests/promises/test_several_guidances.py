@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import random
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from harness.backbone.network import Prediction
 from harness.config.spec import EvalSpec
 from harness.data.open import open_dataset, split
+from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.held_out_loss import HeldOutLoss
 from harness.flow import sampling
 from harness.records.record import Record
+from harness.records.shapes import spec_fault
+from harness.train.evaluation_questions import Question
 from harness.train.loop import train
 from harness.train.progress import Silent
-from tests.support.runs import everything, tiny, trained
+from harness.train.trained_run import evaluate_run, spec_of_run
+from sweeps.plan.plan import PlannedRun
+from sweeps.plan.run_state import read_state
+from tests.support.forked import in_child
+from tests.support.runs import TINY, everything, tiny, torchrun, trained
 
 pytestmark = pytest.mark.usefixtures("quick_networks")
 
@@ -132,8 +143,6 @@ class Passes(torch.nn.Module):
         return count
 
     def forward(self, x: torch.Tensor, times: object, y: torch.Tensor) -> Any:
-        from harness.backbone.network import Prediction
-
         self.count += len(x)
         return Prediction(0.8 * x + (y.view(-1, 1, 1, 1) - 5) * 0.05, {})
 
@@ -164,8 +173,6 @@ def test_list_of_one_scale_is_that_scale() -> None:
     ],
 )  # fmt: skip
 def test_values_that_are_no_scales_are_named(value: str, shown: str) -> None:
-    from harness.errors import UserError
-
     with pytest.raises(UserError, match=rf"eval\.guidance = {shown}: expected a number of at least 0, or"):
         tiny(f"eval.guidance={value}")
     with pytest.raises(UserError, match="does not fit float32"):
@@ -175,3 +182,52 @@ def test_values_that_are_no_scales_are_named(value: str, shown: str) -> None:
 def test_first_scale_is_that_of_samples_and_protocols() -> None:
     several = EvalSpec(guidance=(2.0, 1.0))
     assert several.scale == 2.0 and EvalSpec(guidance=3.0).scale == 3.0
+
+
+def test_another_scale_is_an_evaluation_of_the_same_run(together: Record) -> None:
+    """The third scale is unmeasured at two steps."""
+    for scales, expected in (("[1.0, 2.0]", ("done", 0)), ("[1.0, 2.0, 3.0]", ("to evaluate", 2))):
+        run = PlannedRun({}, tiny(METRICS, f"eval.guidance={scales}"))
+        state = read_state(run, together.path.parent)
+        assert run.id == together.id and (state.status, state.unmeasured) == expected
+
+
+def test_questions_without_guidance_are_about_each_scale_of_the_run(together: Record) -> None:
+    question = Question(steps="all")
+    assert question.missing(together.path) == 0
+    found = [(row["step"], row["conditions"]["guidance"]) for row in question.answers(together.path)]
+    assert found == [(6, 1.0), (12, 1.0), (6, 2.0), (12, 2.0)]
+    assert Question(steps="all", guidance=(3.0,)).missing(together.path) == 4
+
+
+@pytest.mark.parametrize("scales", [["x"], [], [1.0, [2.0]], "x"])
+def test_record_with_other_scales_is_rejected(scales: object) -> None:
+    assert spec_fault({"eval": {"guidance": [1.0, 2.0]}}) == ""
+    assert spec_fault({"eval": {"guidance": scales}}) == "eval.guidance is no finite number"
+
+
+@pytest.mark.slow
+def test_run_killed_at_random_moments_has_the_same_lines(together: Record, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    trained(tiny(*BOTH), tmp_path / "once")
+    duration, dice = time.monotonic() - begun, random.Random(17)
+    for _ in range(8):
+        in_child(
+            lambda: trained(tiny(*BOTH), tmp_path / "killed"), kill_after=dice.uniform(0.2, 0.9) * duration
+        )
+    again = trained(tiny(*BOTH), tmp_path / "killed")
+    assert lines(again) == lines(together) and everything(again) == everything(together)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_record_what_one_measures_from_kept_weights(shard: bool, tmp_path: Path) -> None:
+    result = torchrun("digits", (*TINY, *BOTH, *(["runtime.shard=true"] if shard else [])), tmp_path)
+    assert result.returncode == 0, result.stderr
+    record = Record(next(tmp_path.glob("*/spec.toml")).parent)
+    spec = spec_of_run(record.path, ("eval.guidance=2.0", "runtime.shard=false"))
+    again = {step: evaluate_run(record.path, spec, step)[1] for step in (6, 12)}
+    recorded = {line["step"]: line for line in map(json.loads, lines(record))}
+    assert {step: (line["metrics"], line["protocol"]) for step, line in recorded.items()} == {
+        step: (one.rows, one.protocol) for step, one in again.items()
+    }
