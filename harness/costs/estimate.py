@@ -127,8 +127,10 @@ def _loss_passes(spec: RunSpec) -> int:
 
 
 def passes(spec: EvalSpec) -> int:
-    """Return the network passes of one sample under the first scale of guidance: Heun takes two in every step
-    except the last, guidance two while it is on."""
+    """Return the network passes of one sample under the first scale of guidance.
+
+    Heun takes two in every step except the last, and guidance two while it is on.
+    """
     times = 2 * spec.sampler_steps - 1 if spec.sampler == "heun" else spec.sampler_steps
     guided = spec.guidance_high - spec.guidance_low if spec.scale != 1 else 0
     return times + round(times * guided)

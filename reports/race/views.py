@@ -188,7 +188,7 @@ def _difference(own: Mapping[int, float], base: Mapping[int, float]) -> Mean | N
 
 
 def _signs(views: Sequence[View]) -> dict[tuple[str, str], dict[str, int]]:
-    """Return the sign of each pair of arms of a cell by view, as `_sign` defines it."""
+    """Return `_sign` of each pair of arms of a cell, by view."""
     pairs = [
         (a, b) for cell in views[0].race.cells for i, a in enumerate(cell.arms) for b in cell.arms[i + 1 :]
     ]
