@@ -254,8 +254,11 @@ def _is_off(method: MethodConfig) -> bool:
 def _check_float32(spec: RunSpec, where: str) -> None:
     """Raise `UserError` for a number that the networks' precision cannot hold."""
     for path, value in flatten(spec.model_dump()).items():
-        if isinstance(value, float) and abs(value) > FLOAT32:
-            raise UserError(f"{where}: {path} = {value:g} does not fit float32; give at most {FLOAT32:.2g}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and abs(number) > FLOAT32:
+                raise UserError(
+                    f"{where}: {path} = {number:g} does not fit float32; give at most {FLOAT32:.2g}"
+                )
 
 
 def _modality(spec: RunSpec) -> str:

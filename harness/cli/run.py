@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Example:
   flowrace run digits --set method.name=repa --set seed=1 --out runs/first
+  flowrace run digits --set 'eval.guidance=[1.0, 2.0]'
   torchrun --nproc-per-node 8 -m harness.cli.main run imagenet256 --set data.root=latents
 """
 

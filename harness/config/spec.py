@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 from pydantic.config import JsonDict
 
 from harness.backbone.sizes import size_named
@@ -28,6 +28,8 @@ HASHED_IF_SET: JsonDict = {"hashed": "unless default"}
 """`json_schema_extra` of a field that was added later. At its default it is not part of the run id, so that
 older runs keep their ids."""
 
+LARGEST = 1e300
+"""Numbers of a list are below it; a float has no much larger ones."""
 SIDE, COUNT, STEPS = 2**16, 10**7, 10**12
 """Largest sides, numbers of samples and numbers of steps; larger ones are mistakes that need all memory."""
 
@@ -268,6 +270,23 @@ class EmaSpec(Section):
     """Use min(decay, (1 + step) / (10 + step)), for short runs."""
 
 
+# Any: a value of a table before its type is known.
+def _scales(value: Any) -> Any:
+    """Return the scales of guidance, a single one as a number; raises ValueError if they are none."""
+    scales = value if isinstance(value, list | tuple) else [value]
+    known = all(type(scale) in (int, float) and 0 <= scale < LARGEST for scale in scales)
+    if not scales or not known or len({*scales}) < len(scales):
+        raise ValueError(
+            "expected a number of at least 0, or different ones in a list, for example [1.0, 2.0]"
+        )
+    numbers = [float(scale) for scale in scales]
+    return tuple(numbers) if len(numbers) > 1 else numbers[0]
+
+
+Scales = Annotated[float | tuple[float, ...], BeforeValidator(_scales)]
+"""A scale of classifier-free guidance, or several."""
+
+
 class EvalSpec(Section):
     """Evaluation of the EMA weights."""
 
@@ -290,8 +309,9 @@ class EvalSpec(Section):
     """Steps from noise to sample."""
     precision: Literal["float32", "bfloat16"] = Field(default="float32", json_schema_extra=HASHED_IF_SET)
     """Precision of the network in sampling."""
-    guidance: float = Field(default=1.0, ge=0)
-    """Scale of classifier-free guidance; 1 is no guidance."""
+    guidance: Scales = 1.0
+    """Scale of classifier-free guidance, at least 0; 1 is no guidance. Curves and targets use the first scale
+    of a list, for example [1.0, 2.0], and the others are measured at the same steps."""
     guidance_low: float = Field(default=0.0, ge=0, le=1)
     """Lowest time with guidance."""
     guidance_high: float = Field(default=1.0, ge=0, le=1)
@@ -324,6 +344,17 @@ class EvalSpec(Section):
     def unset(self) -> set[str]:
         """The later fields that have no effect, since the method does not guide."""
         return set(self.later_fields) if self.method_guidance == 1 else set()
+
+    @property
+    def scale(self) -> float:
+        """The scale of classifier-free guidance, the first one if there are several."""
+        return self.guidance[0] if isinstance(self.guidance, tuple) else self.guidance
+
+    @property
+    def by_guidance(self) -> tuple[Self, ...]:
+        """The evaluation under each scale of guidance, in order."""
+        scales = self.guidance if isinstance(self.guidance, tuple) else (self.guidance,)
+        return tuple(self.model_copy(update={"guidance": scale}) for scale in scales)
 
 
 class RuntimeSpec(Section):
@@ -500,7 +531,14 @@ class RunSpec(Section):
         """The run id of versions up to 0.1, which hashed evaluation and number of steps too, but not the
         content of an encoder's file."""
         fields = _hashed(self)
+        # These versions knew one scale of guidance, and further ones need no new run.
+        fields["eval"] |= {"guidance": self.eval.scale}
         return _short_hash(fields | {"method": _without(fields["method"], "content")})
+
+    @property
+    def by_guidance(self) -> tuple[Self, ...]:
+        """The spec with its evaluation under each scale of guidance, in order."""
+        return tuple(self.model_copy(update={"eval": one}) for one in self.eval.by_guidance)
 
     def to_toml(self) -> str:
         """Return the spec as the text of `spec.toml`."""

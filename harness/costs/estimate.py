@@ -103,8 +103,8 @@ def evaluation_flops(spec: RunSpec) -> int:
     evaluations = -(-spec.train.steps // spec.eval.every)
     sampled = [name for name in spec.eval.metrics if name != HELD_OUT_LOSS]
     each = spec.eval.samples if sampled else min(spec.eval.samples, spec.eval.grid)
-    drawn, own = each * spec.eval.replicates * passes(spec.eval), spec.eval
-    plain = _forward_flops(spec)
+    own, plain = spec.eval, _forward_flops(spec)
+    drawn = each * own.replicates * sum(map(passes, own.by_guidance))
     # Only in its interval of times, the method's guidance has its own cost.
     share = own.method_guidance_high - own.method_guidance_low if own.method_guidance != 1 else 0.0
     guided = round(drawn * share)
@@ -127,10 +127,12 @@ def _loss_passes(spec: RunSpec) -> int:
 
 
 def passes(spec: EvalSpec) -> int:
-    """Return the network passes of one sample: Heun takes two in every step except the last, guidance two
-    while it is on."""
+    """Return the network passes of one sample under the first scale of guidance.
+
+    Heun takes two in every step except the last, and guidance two while it is on.
+    """
     times = 2 * spec.sampler_steps - 1 if spec.sampler == "heun" else spec.sampler_steps
-    guided = spec.guidance_high - spec.guidance_low if spec.guidance != 1 else 0
+    guided = spec.guidance_high - spec.guidance_low if spec.scale != 1 else 0
     return times + round(times * guided)
 
 

@@ -5,8 +5,9 @@ Latents, conditions, extractors and real samples are the same for every method a
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,7 +143,9 @@ class Evaluator:
         what takes long. `check` is called with the sha256 of each network, and may raise, before real samples
         are read. `rule` is the method's velocity at sampling.
         """
-        self.spec, self.device, self.rule = spec, device, rule
+        self.device, self.rule = device, rule
+        self.spec, *self.further = spec.by_guidance
+        spec = self.spec
         self.world = world or World(0, 1, device)
         self.shape = x_shape(dataset)
         self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train)
@@ -221,9 +224,31 @@ class Evaluator:
     def __call__(self, model: nn.Module) -> Result | None:
         """Compute every metric on every replicate. Failing metrics are listed in `errors`.
 
-        Returns None on every rank except 0.
+        With several scales of guidance, use the first. Returns None on every rank except 0.
         """
-        losses, loss_errors = self._held_out_losses(model)
+        return self._measure(model, *self._held_out_losses(model))
+
+    def each(self, model: nn.Module) -> Iterator[tuple[Evaluator, Result | None]]:
+        """Measure under each scale of guidance, in order, and yield its evaluator with the result.
+
+        Networks, real samples, noise and conditions are shared, and so is the validation loss, which has no
+        guidance.
+        """
+        losses = self._held_out_losses(model)
+        for evaluator in (self, *map(self.under, self.further)):
+            yield evaluator, evaluator._measure(model, *losses)
+
+    def under(self, spec: EvalSpec) -> Evaluator:
+        """Return this evaluator under a spec that differs in its scale of guidance only."""
+        other = copy.copy(self)
+        other.spec, other.further = spec, []
+        other.about = self.about | {"guidance": spec.scale}
+        other.protocol = digest(other.about)
+        return other
+
+    def _measure(
+        self, model: nn.Module, losses: Mapping[str, Value], loss_errors: Mapping[str, str]
+    ) -> Result | None:
         if self.undecoded:
             return self._unsampled(losses, loss_errors) if self.world.main else None
         replicates = [self._replicate(model, number) for number in range(self.spec.replicates)]

@@ -36,6 +36,7 @@ def protocol(
     The number of replicates is not part of them. The content of a reference is, with its number of samples.
     """
     fields = spec.model_dump(mode="json", exclude=NOT_PROTOCOL | spec.unset)
+    fields["guidance"] = spec.scale
     if spec.precision == "float32":
         # Protocols recorded before the precision could be chosen have no such field.
         del fields["precision"]

@@ -68,7 +68,7 @@ def draw(
         field,
         y.to(device),
         null=null.to(device) if isinstance(null, Text) else null,
-        scale=spec.guidance,
+        scale=spec.scale,
         low=spec.guidance_low,
         high=spec.guidance_high,
         rule=rule,

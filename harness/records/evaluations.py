@@ -64,6 +64,7 @@ class Conditions:
 
         names = [field.name for field in fields(cls) if field.name in EvalSpec.model_fields]
         values = {name: table.get(name, EvalSpec.model_fields[name].default) for name in names}
+        values["guidance"] = first_scale(values["guidance"])
         return cls._normal(values | {"ema": ema, "reference": reference})
 
     @classmethod
@@ -115,6 +116,16 @@ class Conditions:
         'guidance=1.5'
         """
         return ", ".join(f"{field}={_text(getattr(self, field))}" for field in varied([self, *among]))
+
+
+# Any: a value of a TOML file.
+def first_scale(guidance: Any) -> Any:
+    """Return the guidance of the curves: the first of several scales.
+
+    >>> first_scale([1.5, 3.0]), first_scale(2.0)
+    (1.5, 2.0)
+    """
+    return guidance[0] if isinstance(guidance, list | tuple) else guidance
 
 
 def varied(conditions: Sequence[Conditions]) -> list[str]:

@@ -334,6 +334,9 @@ def _steps_of(spec: Mapping[str, Any]) -> int | None:
 def _evaluation_of(spec: Mapping[str, Any]) -> tuple[Conditions, dict[str, Any]]:
     own = spec.get("eval", {})
     how = {name: own.get(name) for name in ("metrics", "every", "replicates", "reference")}
+    scales = own.get("guidance")
+    if isinstance(scales, list | tuple):
+        how["guidance"] = list(scales)
     return Conditions.of_spec(own), {name: value for name, value in how.items() if value}
 
 

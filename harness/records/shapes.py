@@ -115,6 +115,9 @@ def spec_fault(spec: Mapping[str, Any]) -> str:
             return f"eval.{name} is no whole number"
     scales = ("guidance", "method_guidance")
     for name in (f"{scale}{end}" for scale in scales for end in ("", "_low", "_high")):
+        several = asked.get(name) if name == "guidance" else None
+        if isinstance(several, list | tuple) and several and all(map(is_number, several)):
+            continue
         if name in asked and not is_number(asked[name]):
             return f"eval.{name} is no finite number"
     for name in ("sampler", "labels", "precision", "reference"):

@@ -28,7 +28,7 @@ class Question:
     metrics: tuple[str, ...] = ()
     """Empty for the metrics of the run's spec."""
     guidance: tuple[float, ...] = ()
-    """Scales of guidance, each of them one set of conditions; empty for that of the spec."""
+    """Scales of guidance, each of them one set of conditions; empty for those of the spec."""
     steps: str = ""
     """One of `STEPS`, or steps separated by commas; empty for all steps if metrics or guidance are given, and
     for the last step otherwise."""
@@ -38,7 +38,8 @@ class Question:
         """Return the spec of a run for each set of conditions."""
         metrics = [f"eval.metrics={list(self.metrics)}"] if self.metrics else []
         scales = [[f"eval.guidance={scale}"] for scale in self.guidance] or [[]]
-        return [spec_of_run(run, (*self.overrides, *metrics, *scale)) for scale in scales]
+        specs = [spec_of_run(run, (*self.overrides, *metrics, *scale)) for scale in scales]
+        return [one for spec in specs for one in spec.by_guidance]
 
     def steps_of(self, run: Path) -> list[int]:
         """Return the steps to be evaluated; raises `UserError` for steps whose weights were not kept."""

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from harness.errors import RunStopped
-from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.evaluator import Evaluator, Result
 from harness.records.checkpoint_files import EMA, checkpoints, path_of, prune, scheduled
+from harness.records.evaluations import Conditions, without_parts
 from harness.records.events import Event
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World
 from harness.train.early_end import EndWatch
 from harness.train.gradient_log import GradientReading
+from harness.train.recorded_evaluation import record_evaluation
 from harness.train.state import Run, checkpoint_writer, keep_ema
 
 
@@ -109,12 +111,26 @@ class Journal:
         self._pending.clear()
 
     def evaluation(self, evaluator: Evaluator) -> None:
-        """Evaluate the EMA network; write the event and a sample grid."""
-        with self.run.meter.phase("eval"):
-            result = evaluator(self.run.ema)
-            # Only rank 0 computes metrics; the other ranks book the wait as evaluation too.
-            self.world.wait()
-        if result is None or self.record is None:
+        """Evaluate the EMA network; write the event and a sample grid.
+
+        Further scales of guidance are recorded as later evaluations are.
+        """
+        measured = evaluator.each(self.run.ema)
+        for number in range(1 + len(evaluator.further)):
+            with self.run.meter.phase("eval"):
+                under, result = next(measured)
+                # Only rank 0 computes metrics; the other ranks book the wait as evaluation too.
+                self.world.wait()
+            if result is None or self.record is None:
+                continue
+            if number == 0:
+                self._evaluated(result)
+            else:
+                self._evaluated_further(self.record.path, under, result)
+
+    def _evaluated(self, result: Result) -> None:
+        """Write the event of an evaluation under the run's own conditions, and its sample grid."""
+        if self.record is None:
             return
         result.save_grid(self.record.path / "samples" / f"step-{self.run.step:08d}.png")
         values = result.rows
@@ -123,8 +139,23 @@ class Journal:
         if self.watch is not None:
             self.watch.add(self.run.step, values)
         self.progress.evaluated(self.run.step, values)
+        self._note_errors(result, f"step {self.run.step}")
+
+    def _evaluated_further(self, path: Path, evaluator: Evaluator, result: Result) -> None:
+        """Append an evaluation under another guidance to the later ones of the run."""
+        spec = self.run.spec.model_copy(update={"eval": evaluator.spec})
+        reference = evaluator.about.get("reference", "")
+        # The EMA weights are measured before `keep_weights` rounds them.
+        conditions = Conditions.of_spec(spec.eval.model_dump(), reference=reference)
+        record_evaluation(path, spec, self.run.step, conditions, result, evaluator)
+        under = f"guidance {evaluator.spec.scale:g}"
+        shown = {f"{name} ({under})": row for name, row in without_parts(result.rows).items()}
+        self.progress.evaluated(self.run.step, shown)
+        self._note_errors(result, f"step {self.run.step}, {under}")
+
+    def _note_errors(self, result: Result, where: str) -> None:
         for name, reason in result.errors.items():
-            self.progress.note(f"step {self.run.step}: {name} could not be computed: {reason}")
+            self.progress.note(f"{where}: {name} could not be computed: {reason}")
 
     def ends_early(self) -> bool:
         """Return whether the run has reached its early end; every rank calls it."""

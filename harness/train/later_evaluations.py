@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +17,13 @@ from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError
 from harness.files.files import exclusive, writing
 from harness.records.checkpoint_files import EMA, precision_of, weights_files
-from harness.records.evaluations import Conditions, add_evaluation
+from harness.records.evaluations import Conditions
 from harness.records.record import Record, RecordWriter, asks_the_same
+from harness.train.recorded_evaluation import record_evaluation
 from metrics.files.hashing import file_sha256
 
 if TYPE_CHECKING:
-    from harness.evaluation.evaluator import Evaluator, Result
+    from harness.evaluation.evaluator import Result
     from harness.runtime.distributed import World
     from harness.train.journal import Progress
 
@@ -41,7 +43,8 @@ class MissingWeights(UserError):
 def missing_evaluations(path: Path, spec: RunSpec) -> dict[int, tuple[str, ...]]:
     """Return the metrics of `spec.eval` that a run lacks at steps whose weights are kept, by step.
 
-    The steps are those at which the spec evaluates. A metric that could not be computed is not missing.
+    The steps are those at which the spec evaluates, and the guidance is its first scale. A metric that could
+    not be computed is not missing.
     """
     every, last = spec.eval.every, spec.train.steps
     due = [step for step in weights_files(path) if step % every == 0 or step == last]
@@ -60,7 +63,7 @@ def lacking(record: Record, wanted: EvalSpec, steps: Iterable[int]) -> dict[int,
     found = {}
     reference = file_sha256(Path(wanted.reference)) if wanted.reference else ""
     for step in steps:
-        known = _replicates(record, _conditions(record.path, wanted, step, reference), step)
+        known = _known(record, _conditions(record.path, wanted, step, reference), step)
         missing = tuple(name for name in wanted.metrics if known.get(name, 0) < wanted.replicates)
         if missing:
             found[step] = missing
@@ -68,22 +71,24 @@ def lacking(record: Record, wanted: EvalSpec, steps: Iterable[int]) -> dict[int,
 
 
 def measure_missing(path: Path, variants: Sequence[RunSpec], world: World, progress: Progress) -> None:
-    """Measure what `missing_evaluations` lists for each spec, and note what cannot be measured.
+    """Measure what `missing_evaluations` lists for each spec under each of its scales of guidance, and note
+    what cannot be measured.
 
     The specs differ in evaluation; the first one's is the one that reports show. Every rank must call it.
     """
     # Rank 0 may still be writing the end of the record.
     world.wait()
+    asked = [one for spec in variants for one in spec.by_guidance]
     if world.main:
         _update_spec(path, variants[0])
-        if lost := sorted({step for spec in variants for step in unmeasurable_steps(path, spec)}):
+        if lost := sorted({step for spec in asked for step in unmeasurable_steps(path, spec)}):
             progress.note(
                 f"run {path.name}: {len(lost)} evaluated steps ({_listed(lost)}) cannot be measured again, "
                 "because their weights were not kept. train.keep_checkpoints = 'evaluations' keeps them"
             )
-    due = [list(missing_evaluations(path, spec)) for spec in variants]
+    due = [list(missing_evaluations(path, spec)) for spec in asked]
     world.wait()
-    for spec, steps in zip(variants, due, strict=True):
+    for spec, steps in zip(asked, due, strict=True):
         for _ in measure(path, spec, steps, world, progress) if steps else ():
             pass
 
@@ -135,43 +140,11 @@ def _measured(
         # Only rank 0 has the result.
         if result is None:
             continue
-        _record(path, spec, step, conditions, result, evaluator)
+        record_evaluation(path, spec, step, conditions, result, evaluator)
         progress.evaluated(step, result.rows)
         for name, reason in result.errors.items():
             progress.note(f"step {step}: {name} could not be computed: {reason}")
         yield Measured(step, conditions, result)
-
-
-def _record(
-    path: Path, spec: RunSpec, step: int, conditions: Conditions, result: Result, evaluator: Evaluator
-) -> None:
-    """Append an evaluation to the record, after its sample grid."""
-    from harness.evaluation.protocol import digest
-
-    record = Record(path)
-    protocol = evaluator.about
-    if conditions.ema != "float32":
-        protocol = {**protocol, "ema_precision": conditions.ema}
-    if not any(one.step == step and one.conditions == conditions for one in record.evaluations):
-        result.save_grid(path / "samples" / f"step-{step:08d}-{conditions.key}.png")
-    about = {"protocol": protocol, "floor": evaluator.noise_floor, "aligned": _aligned(record, evaluator)}
-    line = {
-        "kind": "eval",
-        "step": step,
-        "images": step * spec.train.batch_size,
-        "metrics": result.rows,
-        "protocol": digest(protocol),
-        **({"errors": result.errors} if result.errors else {}),
-    }
-    add_evaluation(path, line, about)
-
-
-def _aligned(record: Record, evaluator: Evaluator) -> list[str]:
-    """Return the metrics that are computed by an encoder to which the run aligned."""
-    encoders = [encoder for start in record.environment for encoder in start.get("encoders", ())]
-    return evaluator.aligned_metrics(
-        {encoder["name"] for encoder in encoders}, {encoder.get("sha256") for encoder in encoders}
-    )
 
 
 def _update_spec(path: Path, spec: RunSpec) -> None:
@@ -187,6 +160,14 @@ def _conditions(path: Path, wanted: EvalSpec, step: int, reference: str) -> Cond
     file = weights_files(path).get(step)
     kept = precision_of(file) if file is not None and file.parent.name == EMA else "float32"
     return Conditions.of_spec(wanted.model_dump(), kept, reference)
+
+
+def _known(record: Record, kept: Conditions, step: int) -> Mapping[str, Any]:
+    """Return the replicates of each metric at a step; values of unrounded weights need no rounded ones."""
+    found = dict(_replicates(record, kept, step))
+    for name, number in _replicates(record, replace(kept, ema="float32"), step).items():
+        found[name] = max(found.get(name, 0), number)
+    return found
 
 
 def _replicates(record: Record, conditions: Conditions, step: int) -> Mapping[str, Any]:

@@ -80,7 +80,8 @@ def train(
         if not goal.finished:
             _train_recorded(goal, world, progress)
         variants = [goal.spec, *(goal.spec.model_copy(update={"eval": also}) for also in evaluations)]
-        if goal.finished and not any(missing_evaluations(path, variant) for variant in variants):
+        asked = [one for variant in variants for one in variant.by_guidance]
+        if goal.finished and not any(missing_evaluations(path, one) for one in asked):
             progress.note(f"run {path.name} is already finished")
         measure_missing(path, variants, world, progress)
     return path

@@ -122,7 +122,7 @@ def drawing_of_run(
     if undecoded:
         raise UserError(f"samples are images, but {undecoded}")
     file = checkpoint_of_run(path, step)
-    drawn = spec.eval.model_copy(update={"samples": count})
+    drawn = spec.eval.by_guidance[0].model_copy(update={"samples": count})
     conditions = _conditions(spec, drawn, dataset, classes, prompts, device)
     about = conditions.about()
     text = json.dumps([about, conditions.encoder_sha256], sort_keys=True) if about else ""

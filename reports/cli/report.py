@@ -88,6 +88,7 @@ def report(
     """
     from reports.audit.words import because, claimed
     from reports.cli.audit_card import audit_json
+    from reports.pages.conditions import ranking_changes
     from reports.pages.page import write_report
     from reports.pages.report_json import to_json
     from reports.pages.table_files import check_table, write_table
@@ -108,6 +109,8 @@ def report(
     click.echo(found.headline)
     for other in found.at_other_targets:
         click.echo(other.headline)
+    if changes := ranking_changes(found):
+        click.echo(changes)
     for note in found.caveats:
         click.echo(f"- {note}")
     for file in tables:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from reports.analysis.report import RaceReport
 from reports.pages import tables
 from reports.pages.section import render_template
-from reports.race.views import RankedArm, flips_of, same_order, varying_settings
+from reports.race.views import RankedArm, flips_of, resolved_alike, same_order, varying_settings
 from reports.stats.means import Mean
 from reports.stats.number_format import digits
 
@@ -45,13 +45,19 @@ def conditions_section(report: RaceReport) -> Markup | None:
     )
 
 
+def ranking_changes(report: RaceReport) -> str:
+    """Return question and answer; empty if the runs were evaluated under a single set of conditions."""
+    return f"{question(report)} {answer(report)}" if len(report.views) > 1 else ""
+
+
 def question(report: RaceReport) -> str:
     """Return the title, for example `Does guidance change the ranking?`."""
     return f"Does {varying_settings(report.race)} change the ranking?"
 
 
 def answer(report: RaceReport) -> str:
-    """Return the answer in one sentence; a change counts if the intervals of both differences exclude 0."""
+    """Return the answer in one sentence; an order counts if the interval of its paired difference is on one
+    side of 0."""
     views, flips = report.views, flips_of(report.views)
     if flips:
         texts = [
@@ -59,7 +65,15 @@ def answer(report: RaceReport) -> str:
         ]
         return f"Yes: {'; '.join(texts)}. The intervals of these paired differences exclude 0."
     if same_order(views):
-        return f"Not here: all {len(views)} sets of conditions rank the arms in the same order."
+        resolved, pairs = resolved_alike(views)
+        alike = f"all {len(views)} sets of conditions rank the arms in the same order"
+        if not resolved and pairs:
+            return (
+                f"Unresolved: {alike}, but no two arms differ beyond the interval of their paired difference "
+                "under each of them."
+            )
+        beyond = f", and the intervals of {resolved} of {pairs} paired differences exclude 0 under each"
+        return f"Not here: {alike}{beyond if pairs else ''}."
     return (
         "Unresolved: the order of the means differs between conditions, but no two arms change places beyond "
         "the intervals of their paired differences."

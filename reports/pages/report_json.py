@@ -10,6 +10,7 @@ from typing import Any
 from reports.analysis.performance_profile import Profile
 from reports.analysis.report import RaceReport
 from reports.analysis.rows import mlperf_rows
+from reports.pages.conditions import ranking_changes
 from reports.pages.gradients import reading
 from reports.race.gradients import GradientArm
 from reports.race.views import View
@@ -40,6 +41,7 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
         "pooled": [_pooled(key, pooled) for key, pooled in report.pooled.items()],
         "profiles": [row for profile in report.profiles.values() for row in _of_profile(profile)],
         "views": [_of_view(view) for view in report.views],
+        "ranking_changes": ranking_changes(report) or None,
         "gradients": [_of_gradients(arm) for arm in (report.gradients.arms if report.gradients else ())],
         "mlperf": mlperf_rows(race),
         "finals": report.final_value_rows,

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from harness.errors import UserError, unknown
-from harness.records.evaluations import Conditions, varied
+from harness.records.evaluations import Conditions, first_scale, varied
 from harness.records.record import Record
 from reports.race.protocols import protocols_of
 
@@ -39,6 +39,8 @@ FULL = {
 def conditions_of(record: Record, metric: str) -> list[dict[str, Any]]:
     """Return the conditions of a run's values of a metric, from its recorded protocols or else its spec."""
     spec = dict(record.spec.get("eval", {}))
+    if "guidance" in spec:
+        spec["guidance"] = first_scale(spec["guidance"])
     values = [e["metrics"][metric] for e in record.of("eval") if metric in e["metrics"]]
     n = {"n_fake": values[-1]["n"]} if values and values[-1].get("n") else {}
     tables = [spec if "sampler" not in fields else fields for fields in protocols_of(record, metric).values()]

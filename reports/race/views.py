@@ -106,15 +106,19 @@ def varying_settings(race: Race) -> str:
 def flips_of(views: Sequence[View]) -> list[Flip]:
     """Return the pairs of arms of a cell whose order changes between views beyond both intervals."""
     found = []
-    for cell in views[0].race.cells:
-        pairs = [(a, b) for i, a in enumerate(cell.arms) for b in cell.arms[i + 1 :]]
-        for a, b in pairs:
-            signs = {view.name: _sign(view.race, a, b) for view in views}
-            better = [name for name, sign in signs.items() if sign < 0]
-            worse = [name for name, sign in signs.items() if sign > 0]
-            if better and worse:
-                found.append(Flip(a, b, better[0], worse[0]))
+    for (a, b), signs in _signs(views).items():
+        better = [name for name, sign in signs.items() if sign < 0]
+        worse = [name for name, sign in signs.items() if sign > 0]
+        if better and worse:
+            found.append(Flip(a, b, better[0], worse[0]))
     return found
+
+
+def resolved_alike(views: Sequence[View]) -> tuple[int, int]:
+    """Return the number of pairs of arms of a cell with one order beyond the interval of every view, and that
+    of all pairs."""
+    pairs = [{*signs.values()} for signs in _signs(views).values()]
+    return sum(signs in ({-1}, {1}) for signs in pairs), len(pairs)
 
 
 def same_order(views: Sequence[View]) -> bool:
@@ -181,6 +185,14 @@ def _finals(race: Race, labels: Iterable[str]) -> dict[str, tuple[float, dict[in
 def _difference(own: Mapping[int, float], base: Mapping[int, float]) -> Mean | None:
     shared = sorted(own.keys() & base.keys())
     return mean_of([own[seed] - base[seed] for seed in shared]) if shared else None
+
+
+def _signs(views: Sequence[View]) -> dict[tuple[str, str], dict[str, int]]:
+    """Return `_sign` of each pair of arms of a cell, by view."""
+    pairs = [
+        (a, b) for cell in views[0].race.cells for i, a in enumerate(cell.arms) for b in cell.arms[i + 1 :]
+    ]
+    return {(a, b): {view.name: _sign(view.race, a, b) for view in views} for a, b in pairs}
 
 
 def _sign(race: Race, a: str, b: str) -> int:

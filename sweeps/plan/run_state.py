@@ -57,7 +57,8 @@ def read_state(run: PlannedRun, directory: Path) -> RunState:
     early = record.early_end is not None and not ends_by(record, run.end)
     if early or steps > (record.steps or steps):
         return RunState(run, TO_EXTEND, step)
-    unmeasured = sum(len(missing_evaluations(record.path, _with_steps(spec, steps))) for spec in run.variants)
+    asked = [one for spec in run.variants for one in _with_steps(spec, steps).by_guidance]
+    unmeasured = sum(len(missing_evaluations(record.path, one)) for one in asked)
     return RunState(run, TO_EVALUATE if unmeasured else status, step, unmeasured)
 
 

@@ -75,8 +75,16 @@ def test_report_says_that_the_order_is_the_same_or_unresolved(tmp_path: Path) ->
     same = {"flow": {1.0: 1000.0, 1.5: 800.0}, "repa": {1.0: 900.0, 1.5: 700.0}}
     report = read_report([write(tmp_path / "same", same)], target=35.0)
     assert answer(report).startswith("Not here: all 2 sets of conditions rank the arms in the same order")
+    assert answer(report).endswith("and the intervals of 1 of 1 paired differences exclude 0 under each.")
     one = read_report([write(tmp_path / "one", FLIPS, seeds=1)], target=35.0)
     assert answer(one).startswith("Unresolved")
+
+
+def test_same_order_of_means_without_intervals_is_unresolved(tmp_path: Path) -> None:
+    """One seed has no interval, so that the same order of two means shows nothing."""
+    same = {"flow": {1.0: 1000.0, 1.5: 800.0}, "repa": {1.0: 900.0, 1.5: 700.0}}
+    report = read_report([write(tmp_path, same, seeds=1)], target=35.0)
+    assert answer(report).startswith("Unresolved: all 2 sets of conditions rank the arms in the same order")
 
 
 def test_protocol_chooses_the_conditions_of_every_number(tmp_path: Path) -> None:
@@ -115,6 +123,7 @@ def test_page_has_the_section_with_a_switch_and_every_section_its_protocol(tmp_p
     found = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).output)
     assert [view["conditions"] for view in found["views"]] == ["guidance=1", "guidance=1.5"]
     assert found["views"][1]["ranking"][0]["method"] == "flow"
+    assert found["ranking_changes"].startswith("Does guidance change the ranking? Yes: flow is better than")
     html = page.read_text()
     assert "<h2>Does guidance change the ranking?</h2>" in html
     assert html.count('name="conditions"') == 2

@@ -317,6 +317,9 @@ def _protocols(params: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     Empty if the run has neither.
     """
     fields = {k: v for k, v in params.items() if k.startswith("eval.") and k.split(".")[1] not in FREE}
+    if "eval.guidance" in fields:
+        # The curves of a store without suffix have the first of several scales, such as [1.0, 2.0].
+        fields["eval.guidance"] = fields["eval.guidance"].strip("[]").partition(",")[0]
     fields |= {k: params[k] for k in ("data.fingerprint", "protocol") if fields and k in params}
     if fields:
         return {"; ".join(f"{key} = {value}" for key, value in sorted(fields.items())): fields}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.records.evaluations import first_scale
 from harness.records.integrity import misfits
 from harness.records.mlflow_copy import is_file_store
 from harness.records.record import Record, find_records
@@ -176,6 +177,8 @@ def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
     The fields come from the spec if the record has only the hash.
     """
     spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
+    if "guidance" in spec:
+        spec["guidance"] = first_scale(spec["guidance"])
     recorded = protocols_of(record, metric)
     return {
         one: spec if fields == {"hash": one} else flatten(fields) for one, fields in sorted(recorded.items())

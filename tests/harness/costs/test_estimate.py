@@ -112,6 +112,17 @@ def test_evaluation_flops_include_the_last_step() -> None:
     assert evaluation_flops(often) == 2 * evaluation_flops(once)
 
 
+def test_evaluation_flops_count_each_scale_of_guidance_and_the_validation_loss_once() -> None:
+    def flops(scales: str, metrics: str) -> int:
+        words = [f"eval.guidance={scales}", f"eval.metrics={metrics}", "eval.samples=100"]
+        return evaluation_flops(load_spec("digits", words))
+
+    sampled, both = '["fd:local"]', '["fd:local","loss:held_out"]'
+    one, two = flops("1.0", sampled), flops("2.0", sampled)
+    assert flops("[1.0, 2.0]", sampled) == one + two == 3 * one
+    assert flops("[1.0, 2.0]", both) - flops("1.0", both) == two
+
+
 def test_batch_that_cannot_be_split_over_devices_is_rejected() -> None:
     result = CliRunner().invoke(cli, [*FLOW, "--devices", "7"])
     assert isinstance(result.exception, UserError)
