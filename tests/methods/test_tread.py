@@ -67,6 +67,7 @@ def test_routing_ends_after_its_last_step() -> None:
         tiny("method.name=tread", "method.first_layer=4", "method.last_layer=2")
 
 
+@pytest.mark.slow
 def test_counted_flops_fall_by_the_share_that_skips() -> None:
     """SiT-B/2 with 256 tokens: 7 of 12 blocks with half of the tokens, and a quarter of their attention."""
     backbone, spec = SiTConfig(SIZES["B"], 2, (4, 32, 32), 1000), tiny("train.batch_size=2", "train.steps=9")

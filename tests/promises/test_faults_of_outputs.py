@@ -62,7 +62,10 @@ def disk() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize(
     ("pragma", "reason"),
-    [("max_page_count", "database or disk is full"), ("query_only", "readonly database")],
+    [
+        ("max_page_count", "database or disk is full"),
+        pytest.param("query_only", "readonly database", marks=pytest.mark.slow),
+    ],
 )
 def test_mirror_into_a_full_or_read_only_store_says_so_and_is_completed_by_the_next(
     tmp_path: Path, new_store: Callable[[Path], str], disk: dict[str, str], pragma: str, reason: str

@@ -86,12 +86,14 @@ def test_finished_run_measures_nothing_again(together: Record, monkeypatch: pyte
     assert lines(together) == before
 
 
+@pytest.mark.slow
 def test_weights_that_are_kept_rounded_are_not_measured_again(tmp_path: Path) -> None:
     record = trained(tiny(*BOTH, "train.keep_precision=bfloat16"), tmp_path)
     assert [(view.guidance, view.ema) for view in record.views] == [(1.0, "float32"), (2.0, "float32")]
     assert len(lines(record)) == 2
 
 
+@pytest.mark.slow
 def test_weights_need_not_be_kept(tmp_path: Path) -> None:
     record = trained(tiny(*BOTH, "train.keep_checkpoints=1", "eval.every=3"), tmp_path)
     assert [line.partition('"step":')[2].partition(",")[0] for line in lines(record)] == ["3", "6", "9", "12"]

@@ -124,7 +124,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Course]
     return file, folder / "runs", raced(file, Trainer(folder / "runs"))
 
 
-@pytest.mark.parametrize("axis", ["steps", "flops"])
+@pytest.mark.parametrize("axis", ["steps", pytest.param("flops", marks=pytest.mark.slow)])
 def test_race_of_early_ends_has_the_looks_of_a_race_without_them(tmp_path: Path, axis: str) -> None:
     """The times, horizons and intervals of the same claim are equal, whether or not its runs ended."""
     courses = []
@@ -136,6 +136,7 @@ def test_race_of_early_ends_has_the_looks_of_a_race_without_them(tmp_path: Path,
     assert spared_steps(courses[1].runs, tmp_path / "full" / "runs") == 0
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_runs_to_their_last_step(
     tmp_path: Path, ended: tuple[Path, Path, Course]
 ) -> None:
@@ -318,6 +319,7 @@ def test_dry_run_says_what_early_ends_save_and_forbid(tmp_path: Path) -> None:
     assert found["earliest"] == 300 and set(found["rules"]) == {"flow", "repa"}
 
 
+@pytest.mark.slow
 def test_plan_of_a_finished_race_has_nothing_to_extend(ended: tuple[Path, Path, Course]) -> None:
     file, directory, course = ended
     words = ["race", str(file), "--out", str(directory), "--dry-run", "--json"]

@@ -76,6 +76,7 @@ def handoff(tmp_path: Path) -> Handoff:
     return Handoff(tmp_path / "launch", {"ONCE": str(tmp_path / "once")})
 
 
+@pytest.mark.slow
 def test_jobs_run_in_order_and_a_killed_one_is_retried(node: Any, handoff: Handoff, tmp_path: Path) -> None:
     once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
     code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"

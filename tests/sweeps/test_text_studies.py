@@ -34,6 +34,7 @@ def test_coco256_is_repas_table_12() -> None:
     assert (spec.backbone.initial, spec.text.padding, spec.time.kind) == ("released", "attended", "uniform")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "named"),
     [
@@ -64,6 +65,7 @@ def test_emoji_states_which_data_it_needs() -> None:
     assert "the data are 3,771 Noto Color Emoji" in str(found.exception)
 
 
+@pytest.mark.slow
 def test_emoji_is_planned_with_its_data_and_asks_for_mobilenet(shared_data: Path) -> None:
     where = f"data.root={shared_data / 'emoji' / 'emoji.parquet'}"
     found = flowrace("sweep", "emoji", "--dry-run", "--json", "--set", where)

@@ -173,6 +173,7 @@ def test_grid_of_integers() -> None:
     assert Dimension(low=1, high=4, points=9).grid() == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_loses_and_repeats_no_trial(tmp_path: Path) -> None:
     """Forked coordinators kill themselves at a random opened file, until one finishes."""
     calm, wild = tmp_path / "calm", tmp_path / "wild"

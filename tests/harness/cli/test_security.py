@@ -195,6 +195,7 @@ def test_plug_ins_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch)
     assert found.state == "note" and "method 'mine' runs code of the package my_package" in found.text
 
 
+@pytest.mark.slow
 def test_ffmpeg_that_opens_a_session_description_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
     assert security.media().state == "ok"

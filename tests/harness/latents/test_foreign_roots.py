@@ -156,7 +156,9 @@ def keyed(root: Path, **fields: object) -> str:
     return key_of_import(root, DataSpec(**({"name": "latents", "root": str(root)} | fields)))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [name if name == "repa" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
 def test_key_of_an_import_depends_on_every_file_that_is_read_and_on_no_other(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

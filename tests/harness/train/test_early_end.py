@@ -102,7 +102,7 @@ def test_rule_that_holds_at_the_last_step_is_no_early_end(full: Record, tmp_path
     assert found.early_end is None and everything(found) == everything(full)
 
 
-@pytest.mark.parametrize("decay", ["none", "cosine"])
+@pytest.mark.parametrize("decay", ["none", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_run_that_ended_early_continues_with_the_same_bits(
     full: Record, ended: Record, tmp_path: Path, decay: str
 ) -> None:

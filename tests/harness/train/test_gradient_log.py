@@ -94,6 +94,7 @@ def test_plain_flow_matching_has_norms_alone(tmp_path: Path) -> None:
     assert event["reading_flops"] == count_spec(tiny()).per_step["student"]
 
 
+@pytest.mark.slow
 def test_flops_of_a_reading_lie_between_one_pass_and_two_of_a_step() -> None:
     spec = tiny("method.name=self_flow")
     step, read = count_spec(spec).per_step, count_reading(method_of_spec(spec)[0], spec, 1)
@@ -141,6 +142,7 @@ def test_log_of_a_sharded_run_is_refused() -> None:
         tiny(EVERY, "runtime.shard=true")
 
 
+@pytest.mark.slow
 def test_reading_after_the_end_of_alignment_has_the_flow_loss_alone(tmp_path: Path) -> None:
     words = ("method.name=self_flow", "method.schedule.until=5", "train.steps=8", *SHORT)
     first, second = trained(tiny(*words, EVERY), tmp_path).of("gradients")
@@ -150,6 +152,7 @@ def test_reading_after_the_end_of_alignment_has_the_flow_loss_alone(tmp_path: Pa
     assert count_readings(tiny(*words)) == 0
 
 
+@pytest.mark.slow
 def test_reading_of_a_routed_step_costs_less_than_one_after_the_route() -> None:
     """TREAD has no weight, and a stack's end is that of its terms."""
     for name, end in (("tread", "method"), ("repa+tread", "method.tread")):
@@ -160,6 +163,7 @@ def test_reading_of_a_routed_step_costs_less_than_one_after_the_route() -> None:
         assert routed < full and count_readings(spec) == routed + full
 
 
+@pytest.mark.slow
 def test_further_final_layer_is_in_no_norm(tmp_path: Path) -> None:
     """The norm that the optimizer clips has it in addition."""
     assert place_of("final_layers.2.linear.weight", 4) is None

@@ -274,6 +274,7 @@ def test_missing_inception_error_names_file_and_download(here: Path, monkeypatch
         CliRunner().invoke(command, call, catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_digits_against_themselves_reach_the_ideal_values(
     monkeypatch: pytest.MonkeyPatch, session_cache: Path
 ) -> None:
