@@ -13,6 +13,8 @@ from scipy import stats
 from harness.errors import UserError
 from harness.records.evaluations import add_evaluation
 from reports.analysis.report import read_report
+from reports.audit.inputs.mlflow_runs import protocols_of_params
+from reports.audit.inputs.read import read_arms
 from reports.cli.audit import audit
 from reports.cli.figures import figures
 from reports.cli.report import report as command
@@ -149,3 +151,17 @@ def test_section_is_left_out_for_a_single_set_of_conditions(tmp_path: Path) -> N
     one = {method: {1.0: by_guidance[1.0]} for method, by_guidance in FLIPS.items()}
     report = read_report([write(tmp_path, one, seeds=1)], target=35.0)
     assert len(report.views) == 1 and report.under_views == (report,)
+
+
+def test_first_scale_of_a_list_is_that_of_the_curves(tmp_path: Path) -> None:
+    """Records that have only the hash of a protocol are described by their spec."""
+    scales = {"one": 1.0, "both": [1.0, 2.0]}
+    for number, (name, scale) in enumerate(scales.items()):
+        write_run(tmp_path / name, seed=number, set_={"eval.sampler": "heun", "eval.guidance": scale})
+    race = read_race([tmp_path], target=35.0)
+    assert race.protocol == "sampler heun, guidance 1, n = 512 samples"
+    read = read_arms([str(tmp_path)], ("flow",), METRIC).runs["flow"].values()
+    fields = [found for run in read for found in run.protocols.values()]
+    assert fields == [{"sampler": "heun", "guidance": 1.0}] * 2
+    stored = [{"eval.guidance": str(scale)} for scale in scales.values()]
+    assert protocols_of_params(stored[0]) == protocols_of_params(stored[1])

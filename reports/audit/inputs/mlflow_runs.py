@@ -166,7 +166,7 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
         f"MLflow run {run_id}",
         fit(steps, [values[step] for step in steps]),
         _costs(client, run, steps, name, _devices(hardware)),
-        _protocols(params),
+        protocols_of_params(params),
         tuple(machine_kinds(hardware)),
         settings={
             k: v
@@ -212,7 +212,13 @@ def logged_run(
         return None
     devices = _devices(_tag(run, "flowrace.hardware"))
     costs = _costs(client, run, sorted(step for step in values if step > 0), name, devices)
-    return method, int(seed), dict(sorted(values.items())), costs, next(iter(_protocols(run.data.params)), "")
+    return (
+        method,
+        int(seed),
+        dict(sorted(values.items())),
+        costs,
+        next(iter(protocols_of_params(run.data.params)), ""),
+    )
 
 
 def _evaluated(run: Any) -> list[str]:
@@ -311,7 +317,7 @@ def _on(grid: np.ndarray, history: Mapping[int, float]) -> np.ndarray:
     return np.interp(grid, list(known), list(known.values()))
 
 
-def _protocols(params: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
+def protocols_of_params(params: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     """Return the protocol: the `eval.*` params that change what a value means, else the param `protocol`.
 
     Empty if the run has neither.
