@@ -35,7 +35,8 @@ def record_look(folder: Path, n: int, audits: Sequence[Audit]) -> Row:
     is.
 
     A claim that has ended stays so: a futile arm gets no more runs when Holm's method leaves it more of the
-    error probability, or when its planned pairs are raised. Raises `UserError` for a log that was altered or cannot be written.
+    error probability, or when its planned pairs are raised. Raises `UserError` for a log that was altered
+    or cannot be written.
     """
     with open_chain(StudyFolder(folder).looks_file, _is_look, WHAT, drop_torn=True) as log:
         for row in log.rows:
