@@ -255,12 +255,25 @@ def test_report_has_no_final_value_of_early_ends(ended: tuple[Path, Path, Course
     found = read_report([ended[1]], target=40.0)
     assert {final.arm for final in found.final_values} == {"dispersive"}
     assert found.race.horizons["steps"] == 2000
-    [about] = [text for text in found.caveats if "ended early" in text]
-    assert "no final value" in about and "reached the target" in about
+    assert found.race.axes == ("steps", "images", "flops") == tuple(found.race.horizons)
+    assert any("so the seconds to their last step are unknown" in note for note in found.caveats)
+    [about] = [text for text in found.caveats if "no final value" in text]
+    assert "ended early" in about and "reached the target" in about
     rows = [row for row in found.run_rows if row["method"] == "flow"]
     assert all(row["final"] is None and row["reason"].startswith("ended at step") for row in rows)
     with pytest.raises(UserError, match=r"target 90% needs the runs of flow to their last step"):
         read_report([ended[1]], target="90%")
+
+
+def test_audit_of_early_ends_has_no_number_in_seconds(
+    ended: tuple[Path, Path, Course], tmp_path: Path
+) -> None:
+    found = judged(*ended[:2])["repa"]
+    assert found.verdict == "supported" and set(found.gains or ()) == {"steps", "images", "flops"}
+    assert any(note.startswith("Seconds are not compared: ") for note in notes(found))
+    in_seconds = judged(write_file(tmp_path, "repa", until="", axis="seconds"), ended[1])["repa"]
+    assert in_seconds.verdict == "inconclusive" and in_seconds.gains is None
+    assert any(reason.name == "ended" for reason in in_seconds.reasons)
 
 
 @pytest.mark.slow
