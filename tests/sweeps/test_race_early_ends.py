@@ -184,6 +184,29 @@ def test_shared_baseline_ends_with_its_lowest_target(tmp_path: Path) -> None:
     assert race.end_of("sra") == EndRule((("fd:local", 40.0),), 3)
 
 
+@pytest.mark.parametrize("relative", ['at = "flow@1900"', "share_of_final = 0.9"])
+def test_report_of_two_targets_needs_no_run_to_its_last_step(tmp_path: Path, relative: str) -> None:
+    """The study's own target is that of its runs' ends, which the race does not train."""
+    from reports.analysis.report import read_report
+
+    file = write_file(tmp_path, "repa", "sra")
+    text = file.read_text().replace("target = 40.0", "target = 45.0", 1)
+    file.write_text(text.replace("[study.set]", f"[study.target]\n{relative}\n[study.set]"))
+    trainer = Trainer(tmp_path / "runs")
+    raced(file, trainer)
+    assert read_report([trainer.directory]).race.target == 45.0
+    assert [rule.value for rule in StudyFolder(trainer.directory).settings.rules_of("fd:local")] == [45, 40]
+
+
+def test_relative_target_is_dropped_if_claims_have_several_metrics(tmp_path: Path) -> None:
+    file = write_file(tmp_path, "repa", "sra")
+    text = file.read_text().replace('metric = "fd:local"', 'metric = "kd:local"', 1)
+    table = '[study.target]\nmetric = "fd:local"\nshare_of_final = 0.9\n[study.set]'
+    file.write_text(text.replace("[study.set]", table))
+    target = read_race(file).study.target
+    assert target.metric == "fd:local" and target.share_of_final is None and target.values is None
+
+
 def test_run_that_ended_by_another_rule_is_to_extend(ended: tuple[Path, Path, Course]) -> None:
     _, directory, course = ended
     run = next(one for one in course.runs if one.spec.method.name == "flow")
