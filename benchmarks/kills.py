@@ -1,11 +1,11 @@
 """Kills of commands, at random and at chosen instants, and whether their reruns end in the same bits.
 
-    python -m benchmarks.kills [--seed 20261130] [--quick]
+    python -m benchmarks.kills [--seed 20261130] [--quick --out FILE]
 
 Runs, extensions, evaluations of studies and imports: five methods on pictures, videos and sound, each seconds
 long, on one core. A killed command is run again. Every file it leaves is compared with those of one that was
 not killed. Writes benchmarks/results/kills.json; exit code 1 if there is a difference. `--quick` kills each
-command once.
+command once, and needs `--out`: its counts do not replace those of the full run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import json
 import os
 import platform
 import random
+import shlex
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ KILLS = {"run": 7, "extend": 3, "eval STUDY": 10, "import": 4}
 """Kills of each scene: 15 runs, 15 extensions, 3 studies and 5 imports make 200."""
 ONCE = dict.fromkeys(KILLS, 1)
 SEED = 20261130
+RESULT = Path(__file__).parent / "results" / "kills.json"
+"""The counts of the full run, which the threat model shows."""
 Make = Callable[[Path], Scene]
 
 
@@ -71,8 +74,13 @@ def instants_of(scene: Scene, count: int, first: int) -> list[str]:
     return [order[(first + k) % len(order)] for k in range(count)]
 
 
-def kill_all(seed: int, kills: Mapping[str, int], note: Callable[[str], None]) -> dict[str, Any]:
-    """Kill every scene as often as its command asks; return the counts and the differences."""
+def kill_all(
+    seed: int, kills: Mapping[str, int], note: Callable[[str], None], arguments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Kill every scene as often as its command asks; return the counts and the differences.
+
+    `arguments` are those of the command line, which the result records.
+    """
     rows, begun = [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills") as name, quickly_trained(Path(name) / "cache"):
         for number, make in enumerate(scenes()):
@@ -82,12 +90,13 @@ def kill_all(seed: int, kills: Mapping[str, int], note: Callable[[str], None]) -
             note(f"{scene.name}: {row['kills']} kills, {len(row['differences'])} differences")
             rows.append(row)
     return {
-        "command": "python -m benchmarks.kills",
+        "command": shlex.join(["python", "-m", "benchmarks.kills", *arguments]),
         "seed": seed,
         "kills": sum(row["kills"] for row in rows),
         "differences": sum(len(row["differences"]) for row in rows),
         "by command": _summed(rows, "command"),
         "by method": _summed(rows, "method"),
+        "by layout": _summed(rows, "layout"),
         "by modality": _summed(rows, "modality"),
         "by instant": dict(sum((Counter(row["instants"]) for row in rows), Counter[str]())),
         "machine": {
@@ -112,7 +121,8 @@ def kill_scene(scene: Scene, folder: Path, count: int, number: int, dice: random
             differences.append(str(difference))
     return {
         "command": scene.command,
-        "method": scene.method,
+        # An import trains nothing, and its scene has a layout of weights in place of a method.
+        "layout" if scene.command == "import" else "method": scene.method,
         "modality": scene.modality,
         "kills": count,
         "instants": dict(Counter(instants)),
@@ -121,23 +131,34 @@ def kill_scene(scene: Scene, folder: Path, count: int, number: int, dice: random
 
 
 def _summed(rows: list[dict[str, Any]], field: str) -> dict[str, int]:
-    """Return the kills by the value of a field."""
+    """Return the kills by the value of a field, of the rows that have it."""
     counts = Counter[str]()
     for row in rows:
-        counts[row[field]] += row["kills"]
+        if field in row:
+            counts[row[field]] += row["kills"]
     return dict(counts)
 
 
-def main() -> None:
+def read_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; `--quick` without `--out` is rejected, with exit code 2."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--quick", action="store_true", help="kill each command once")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kills.json")
-    options = parser.parse_args()
-    found = kill_all(options.seed, ONCE if options.quick else KILLS, partial(print, flush=True))
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    parser.add_argument("--quick", action="store_true", help="kill each command once; needs --out")
+    parser.add_argument("--out", type=Path, help=f"file of the result (default: {RESULT.name})")
+    options = parser.parse_args(words)
+    if options.quick and options.out is None:
+        parser.error(f"--quick would replace the counts of the full run in {RESULT}; give it --out FILE")
+    return options
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    options = read_arguments(words)
+    kills = ONCE if options.quick else KILLS
+    found = kill_all(options.seed, kills, partial(print, flush=True), words)
+    (options.out or RESULT).write_text(json.dumps(found, indent=1) + "\n")
     print(f"{found['kills']} kills, {found['differences']} differences")
     sys.exit(1 if found["differences"] else 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,8 +32,8 @@ SESSION = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=vid
 def examine_security(folder: Path) -> list[Finding]:
     """Return every finding: files first, then addresses, code of others, media and settings."""
     return [
-        *cache_findings(cache_root()),
-        *run_findings(folder),
+        *examined("cache", lambda: cache_findings(cache_root())),
+        *examined("runs", lambda: run_findings(folder)),
         Finding(
             "ok", "pickles", "no file is unpickled: .npy, .npz, .pt and parquet with objects are refused"
         ),
@@ -45,6 +45,15 @@ def examine_security(folder: Path) -> list[Finding]:
         *hub(os.environ),
         umask(),
     ]
+
+
+def examined(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Return findings, or a note if this user may not look: for example below a folder without x."""
+    try:
+        return list(look())
+    # RuntimeError: a path begins with ~, and the user has no home folder.
+    except (OSError, ValueError, RuntimeError) as error:
+        return [Finding("note", what, f"not examined: {error}")]
 
 
 def tracking(environment: Mapping[str, str]) -> Finding:
@@ -124,20 +133,24 @@ def images() -> Finding:
 
 def hub(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield whether others can read a token of the Hugging Face hub, and whether downloads can occur."""
-    named = [name for name in TOKENS if environment.get(name)]
-    file = token_file(environment)
-    if file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
-        yield Finding("open", "hub token", f"other users may read {file}; close it with chmod 600 {file}")
-    elif named or file.is_file():
-        text = f"a token in {named[0] if named else file}; it is used by downloads alone, and never recorded"
-        yield Finding("note", "hub token", text)
-    else:
-        yield Finding("ok", "hub token", "no token of the Hugging Face hub")
+    yield from examined("hub token", lambda: [hub_token(environment)])
     if environment.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
         yield Finding("ok", "downloads", f"{OFFLINE} is set: nothing is downloaded")
     else:
         text = f"only with --download or download = true; to forbid them: export {OFFLINE}=1"
         yield Finding("note", "downloads", text)
+
+
+def hub_token(environment: Mapping[str, str]) -> Finding:
+    """Return whether others can read a token of the hub; raises `OSError` if its file cannot be examined."""
+    named = [name for name in TOKENS if environment.get(name)]
+    file = token_file(environment)
+    if file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+        return Finding("open", "hub token", f"other users may read {file}; close it with chmod 600 {file}")
+    if named or file.is_file():
+        text = f"a token in {named[0] if named else file}; it is used by downloads alone, and never recorded"
+        return Finding("note", "hub token", text)
+    return Finding("ok", "hub token", "no token of the Hugging Face hub")
 
 
 def token_file(environment: Mapping[str, str]) -> Path:

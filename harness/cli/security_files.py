@@ -115,7 +115,8 @@ def run_findings(folder: Path) -> list[Finding]:
     if found.foreign:
         text = f"{_named(found.foreign)} belong to other users; copy what you trust into a folder of your own"
         opened.append(Finding("open", "runs", text))
-    text = f"{found.runs} runs and studies in {folder}, none of which others can write{_cut(found)}"
+    # A file that the group may write is no finding: with a group for each user that is the usual umask.
+    text = f"{found.runs} runs and studies in {folder}, without files that every user may write{_cut(found)}"
     return [*(opened or [Finding("ok", "runs", text)]), *_scripts(found, "folder")]
 
 

@@ -1,4 +1,7 @@
-"""Cells of CSV files: a spreadsheet would run a name that begins like a formula, so it gets an apostrophe."""
+"""Cells of CSV files: a spreadsheet would run a name that begins like a formula, so it gets an apostrophe.
+
+A name that is such a cell already gets one more, so that two names never have the same cell.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ def inert(value: Any) -> Any:
 
     >>> inert("=1+1"), inert("-0.5"), inert("repa"), inert(-0.5)
     ("'=1+1", '-0.5', 'repa', -0.5)
+    >>> inert("'=1+1")
+    "''=1+1"
     """
-    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+    return f"'{value}" if isinstance(value, str) and _is_formula(value.lstrip("'")) else value
 
 
 def plain(cell: str) -> str:
@@ -24,7 +29,7 @@ def plain(cell: str) -> str:
     >>> plain("'=1+1"), plain("'tis")
     ('=1+1', "'tis")
     """
-    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+    return cell[1:] if cell.startswith("'") and _is_formula(cell.lstrip("'")) else cell
 
 
 def _is_formula(text: str) -> bool:

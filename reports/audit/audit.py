@@ -19,11 +19,10 @@ from reports.audit.curve_shape import Dual, by_target, dual_speedup, horizon, sl
 from reports.audit.decision import Verdict, decide, holm, p_values
 from reports.audit.inputs.claim import Claim, Tuning
 from reports.audit.inputs.run_log import AuditRun, AuditRuns
-from reports.audit.preconditions import Reason, failed_preconditions, hardware_reason, target_reasons
+from reports.audit.preconditions import Reason, clock_problem, failed_preconditions, target_reasons
 from reports.audit.register import Standing
-from reports.race.comparability import CLOCK_AXES
 from reports.stats.crossing import Crossing, crossing, first_crossing
-from reports.stats.curves import AXES
+from reports.stats.curves import AXES, CLOCK_AXES
 from reports.stats.mlperf import Aggregate, aggregate
 from reports.stats.power import detectable, pairs_needed
 from reports.stats.speedup import Speedup, Time, cut
@@ -175,6 +174,9 @@ def audit_claim(
     missing = [log for log in judged.all if claim.axis not in log.costs.totals]
     if missing:
         raise UserError(f"the claim is on {claim.axis}, which {missing[0].source} does not record")
+    # A run that ended early has no horizon in seconds, and its reason is among those of the audit.
+    if not all(log.costs.knows(claim.axis) for log in judged.all):
+        return empty
     target = target_of(claim, setters or list(judged.baseline.values()))
     if target is None:
         text = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
@@ -263,10 +265,10 @@ def crossed(logs: AuditRuns, target: float) -> Crossings:
 def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
     """Return speed-ups by axis, for the axes that every run records.
 
-    Clock axes are left out if the runs used different hardware.
+    Clock axes are left out if the runs used different hardware, or if one ended early.
     """
     recorded = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
-    if hardware_reason(logs) is not None:
+    if clock_problem(logs):
         recorded = [axis for axis in recorded if axis not in CLOCK_AXES]
     return {axis: speedup_between(logs, axis, crossings, confidence) for axis in recorded}
 

@@ -35,16 +35,15 @@ def record_look(folder: Path, n: int, audits: Sequence[Audit]) -> Row:
     is.
 
     A claim that has ended stays so: a futile arm gets no more runs when Holm's method leaves it more of the
-    error probability. Raises `UserError` for a log that was altered or cannot be written.
+    error probability, or when its planned pairs are raised. Raises `UserError` for a log that was altered
+    or cannot be written.
     """
     with open_chain(StudyFolder(folder).looks_file, _is_look, WHAT, drop_torn=True) as log:
         for row in log.rows:
             if row["look"] == n:
                 return row
         ends = {seen["hash"]: seen["ended"] for row in log.rows for seen in row["claims"] if seen["ended"]}
-        claims = [_seen(audit) for audit in audits]
-        kept = [seen | {"ended": ends.get(seen["hash"], seen["ended"])} for seen in claims]
-        return log.append({"look": n, "claims": kept})
+        return log.append({"look": n, "claims": [_seen(audit, ends) for audit in audits]})
 
 
 def read_looks(folder: Path) -> list[Row]:
@@ -121,11 +120,13 @@ def ended(audit: Audit) -> str:
     return "futile" if is_futile(audit.claim, audit) else ""
 
 
-def _seen(audit: Audit) -> dict[str, Any]:
-    """Return what a look saw of one claim."""
+def _seen(audit: Audit, ends: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a look saw of one claim; `ends` has the ends at earlier looks by hash."""
     claim, last = audit.claim, audit.looks[-1] if audit.looks else None
+    own = claim_hash(claim)
+    earlier = [ends[one] for one in (own, *raised_from(claim)) if one in ends] if ends else []
     return {
-        "hash": claim_hash(claim),
+        "hash": own,
         "name": claim.name,
         "arms": [claim.baseline, claim.candidate],
         "factor": [claim.low, _finite(claim.high)],
@@ -133,7 +134,7 @@ def _seen(audit: Audit) -> dict[str, Any]:
         "critical": _finite(last.critical) if last else None,
         "speedup": _ends(last.gain if last else None),
         "verdict": audit.verdict,
-        "ended": ended(audit),
+        "ended": earlier[0] if earlier else ended(audit),
         "times": times_by_seed(audit),
     }
 

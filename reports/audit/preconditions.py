@@ -29,9 +29,9 @@ import numpy as np
 
 from reports.audit.inputs.claim import Claim, Tuning
 from reports.audit.inputs.run_log import AuditRun, AuditRuns
-from reports.race.comparability import CLOCK_AXES, one_after_another
+from reports.race.comparability import one_after_another, unknown_seconds
 from reports.stats.crossing import Crossing
-from reports.stats.curves import rises
+from reports.stats.curves import CLOCK_AXES, rises
 
 WIDEST_BRACKET = 2.0
 UNIT_FACTOR = 100.0
@@ -101,6 +101,12 @@ def hardware_reason(logs: AuditRuns) -> Reason | None:
             "hardware", "all runs of one arm began before any run of the other: they were not interleaved"
         )
     return None
+
+
+def clock_problem(logs: AuditRuns) -> str:
+    """Return why seconds of these runs are not compared, in words; empty if they are."""
+    reason = hardware_reason(logs)
+    return reason.text if reason is not None else unknown_seconds(log.costs for log in logs.all)
 
 
 def _ended(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
@@ -201,7 +207,7 @@ def _units(logs: Sequence[AuditRun]) -> Reason | None:
     sizes = {"step": [(log.curve.steps[-1], log) for log in logs if not log.failed]}
     for axis in ("images", "flops", "seconds", "gpu_seconds"):
         sizes[f"{axis} of a step"] = [
-            (log.costs.budget(axis) / log.costs.budget("steps"), log)
+            (log.costs.totals[axis][-1] / log.costs.totals["steps"][-1], log)
             for log in logs
             if axis in log.costs.totals
         ]

@@ -54,6 +54,11 @@ def run_selftest(runs: Mapping[int, AuditRun], axis: str, target: float, confide
     for log in runs.values():
         if axis not in log.costs.totals:
             raise UserError(f"{log.source} does not record {axis}")
+        if not log.costs.knows(axis):
+            raise UserError(
+                f"{log.source} ended early, so its {axis} to the last step are unknown; use --axis steps, "
+                "images or flops"
+            )
     halves = tuple(seeds[::2]), tuple(seeds[1::2])
     logs = AuditRuns({seed: runs[seed] for seed in halves[0]}, {seed: runs[seed] for seed in halves[1]})
     return SelfTest(

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 from reports.audit.audit import Audit
 from reports.audit.curve_shape import ends_above, horizon
 from reports.audit.inputs.claim import Claim, claim_hash
-from reports.audit.preconditions import differing_settings, hardware_reason
-from reports.race.comparability import CLOCK_AXES
+from reports.audit.preconditions import clock_problem, differing_settings
 from reports.race.verdict import FEWER
-from reports.stats.curves import AXES
+from reports.stats.curves import AXES, CLOCK_AXES
 from reports.stats.mlperf import RULE
 from reports.stats.number_format import factor, interval, quantity
 from reports.stats.speedup import MOST, Speedup, closed_ends
@@ -321,8 +320,8 @@ def _about_sources(found: Audit) -> list[str]:
         texts.append("The logs record no evaluation protocol: it is assumed to be the same for all points.")
     if claim.axis in CLOCK_AXES and not any(log.machines for log in logs):
         texts.append("The logs record no hardware: it is assumed to be the same for all runs.")
-    elif claim.axis not in CLOCK_AXES and logs and (reason := hardware_reason(found.logs)):
-        texts.append(f"Seconds are not compared: {reason.text}.")
+    elif claim.axis not in CLOCK_AXES and logs and (why := clock_problem(found.logs)):
+        texts.append(f"Seconds are not compared: {why}.")
     if fields := differing_settings([log.settings for log in logs]):
         texts.append(f"The arms are not on an equal footing: {'; '.join(fields)}.")
     return texts

@@ -62,7 +62,7 @@ def draw_gradients(race: Race, found: Gradients, width: float) -> Picture:
         figure = Figure(figsize=(width, PANEL * len(panels) + 0.6))
         every = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, panel in zip(every, panels, strict=True):
-            _draw(axes, race, panel, found.series[panel.name])
+            _draw(axes, race, panel, found)
         every[-1].set_xlabel("steps")
         every[-1].xaxis.set_major_locator(MaxNLocator(ticks(width), integer=True))
         every[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -86,12 +86,10 @@ def mean_over_seeds(seeds: Mapping[int, Series], *, log: bool) -> tuple[np.ndarr
     return (steps, *(np.exp(x) if log else x for x in (mean, *ends)))
 
 
-def _draw(axes: Axes, race: Race, panel: Panel, by_arm: Mapping[str, Mapping[int, Series]]) -> None:
+def _draw(axes: Axes, race: Race, panel: Panel, found: Gradients) -> None:
     shown: list[float] = []
     for index, arm in enumerate(race.arms):
-        seeds = {seed: _drawable(own, panel) for seed, own in by_arm.get(arm.label, {}).items()}
-        seeds = {seed: own for seed, own in seeds.items() if len(own[0])}
-        if seeds:
+        if seeds := _seeds(found, panel, arm.label):
             shown += _draw_arm(axes, index, seeds, panel, faintness(len(race.arms)))
     axes.set_ylabel(panel.label)
     axes.grid(True, axis="y")
@@ -106,6 +104,13 @@ def _draw(axes: Axes, race: Race, panel: Panel, by_arm: Mapping[str, Mapping[int
         limits = padded(shown)
         axes.set(yscale="log", ylim=limits)
         set_log_ticks(axes.yaxis, limits, 5)
+
+
+def _seeds(found: Gradients, panel: Panel, label: str) -> dict[int, Series]:
+    """Return the series of an arm in a panel, by seed, without seeds that have no point in it."""
+    series = found.series[panel.name].get(label, {})
+    points = {seed: _drawable(own, panel) for seed, own in series.items()}
+    return {seed: own for seed, own in points.items() if len(own[0])}
 
 
 def _drawable(series: Series, panel: Panel) -> Series:
@@ -132,8 +137,8 @@ def _draw_arm(
 
 
 def _entries(race: Race, found: Gradients) -> list[Entry]:
-    read = {arm.arm for arm in found.arms}
-    entries = [line_entry(index, arm.label) for index, arm in enumerate(race.arms) if arm.label in read]
+    drawn = {label for panel in PANELS for label in found.series[panel.name] if _seeds(found, panel, label)}
+    entries = [line_entry(index, arm.label) for index, arm in enumerate(race.arms) if arm.label in drawn]
     entries.append(grey_line("one seed", linewidth=0.6))
     if any(len(seeds) > 1 for seeds in found.series["flow"].values()):
         entries.append(band_entry("mean over seeds, 95 % interval"))

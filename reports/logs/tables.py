@@ -145,13 +145,6 @@ def read_tidy_table(table: Table, rules: LogMap, wanted: Wanted = lambda method,
     return Understood(tuple(curves), notes)
 
 
-def tidy_names(table: Table, column: str) -> list[str]:
-    """Return the different values of a column."""
-    header = [name.lower() for name in table.header]
-    place = header.index(column)
-    return list(dict.fromkeys(cells[place].strip() for _, cells in table.rows))
-
-
 def check_header(file: Path, header: Sequence[str]) -> tuple[str, ...]:
     """Check the columns of a tidy file and return notes on ignored ones."""
     for name in COLUMNS:
@@ -178,7 +171,8 @@ def _tidy_point(where: str, row: Mapping[str, str], rules: LogMap) -> LogPoint:
             raise UserError(f"{where}: {axis} = {row[axis]}: expected the total since step 0, above 0")
         if total == 0 and count > 0:
             raise UserError(f"{where}: {axis} = {total:g}: expected the total since step 0, above 0")
-    return LogPoint(rules.steps_of(count, "steps", where), value, where, costs, row.get("protocol", ""))
+    protocol = plain(row.get("protocol", ""))
+    return LogPoint(rules.steps_of(count, "steps", where), value, where, costs, protocol)
 
 
 def _wide(table: Table, rules: LogMap) -> Understood:

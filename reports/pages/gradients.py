@@ -10,7 +10,7 @@ from markupsafe import Markup
 from reports.analysis.report import RaceReport
 from reports.figures.gradient_figures import draw_gradients
 from reports.pages.section import drawings, render_template
-from reports.race.gradients import DEAD, GradientArm
+from reports.race.gradients import DEAD, FEWEST, FLAT, GradientArm
 from reports.stats.means import Mean
 from reports.stats.number_format import digits
 
@@ -38,17 +38,29 @@ def reading(arm: GradientArm) -> str:
         return "no auxiliary term: norms only"
     if arm.state == "off":
         return "alignment has ended by its schedule"
-    share = percent(arm.means["share"].mean)
     if arm.state == "undecided":
         text = f"undecided: the interval of its share contains {percent(DEAD)}"
     elif arm.state == "dead":
         text = f"dead: below {percent(DEAD)} of the gradient, alignment no longer steers"
-    elif arm.flat:
-        text = f"steady: the loss is flat, but {share} of the gradient still steers"
     else:
-        text = f"steers with {share} of the gradient, and its loss still changes"
+        text = _steering(arm)
     text += _direction(arm.means.get("cosine"))
     return text + (f"; {' and '.join(arm.collapsed)} has collapsed" if arm.collapsed else "")
+
+
+def _steering(arm: GradientArm) -> str:
+    """Return how an arm's alignment steers, and whether its loss shows it."""
+    share = percent(arm.means["share"].mean)
+    if arm.trend == "flat":
+        return f"steady: the loss is flat, but {share} of the gradient still steers"
+    about = {
+        "changes": "its loss still changes",
+        "undecided": f"whether its loss is flat is undecided: the interval of its change contains "
+        f"{percent(FLAT)} up or down",
+        "single": "whether its loss is flat is undecided: the change of a single seed has no interval",
+        "unknown": f"whether its loss is flat is unknown, which takes {FEWEST} readings of it",
+    }
+    return f"steers with {share} of the gradient, and {about[arm.trend]}"
 
 
 def percent(share: float) -> str:

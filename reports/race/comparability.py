@@ -9,9 +9,7 @@ from itertools import permutations
 from harness.records.record import Record
 from reports.race.log_records import LogRecord
 from reports.race.run import RaceRun
-from reports.stats.curves import AXES, rises
-
-CLOCK_AXES = ("seconds", "gpu_seconds")
+from reports.stats.curves import AXES, CLOCK_AXES, Costs, rises
 
 
 def protocol_hashes(runs: Sequence[RaceRun]) -> list[str]:
@@ -51,7 +49,9 @@ def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]
     axes = tuple(axis for axis in axes if all(axis in run.costs.totals for run in runs))
     machines = sorted({text for run in runs if run.counts for text in machines_of(run.record)})
     sequential = _sequential_arms([run for run in runs if run.counts])
-    if len(machines) > 1:
+    if early := unknown_seconds(run.costs for run in runs):
+        note = f"Seconds are left out: {early}."
+    elif len(machines) > 1:
         note = f"Seconds are left out: the runs used different hardware ({'; '.join(machines)})."
     elif sequential:
         note = (
@@ -60,6 +60,17 @@ def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]
     else:
         return axes, []
     return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
+
+
+def unknown_seconds(costs: Iterable[Costs]) -> str:
+    """Return why runs that ended early have no horizon in seconds, in words; empty if no run ended early."""
+    early = sum(one.given is not None for one in costs)
+    who = (
+        "1 run ended early, so the seconds to its"
+        if early == 1
+        else f"{early} runs ended early, so the seconds to their"
+    )
+    return f"{who} last step are unknown" if early else ""
 
 
 def one_after_another(begun: Mapping[str, Sequence[float | None]]) -> list[tuple[str, str]]:

@@ -21,19 +21,23 @@ DEAD = 0.01
 """Share of the gradient below which alignment no longer steers the blocks that it reaches."""
 FLAT = 0.02
 """Relative change of the alignment loss, from the third to the last quarter, below which it is flat."""
+FEWEST = 4
+"""Readings of a run that have a third and a last quarter."""
 COLLAPSED = 0.99
 """Mean cosine of a target's tokens above which the target has collapsed to one direction."""
 TARGETS = ("teacher ", "encoder ")
 RATIOS = ("share", "network_share", "flow", "auxiliary")
 """Positive quantities, whose means are geometric unless one is 0."""
 State = Literal["none", "off", "steers", "dead", "undecided"]
+Trend = Literal["flat", "changes", "undecided", "single", "unknown"]
 Series = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
 
 
 @dataclass(frozen=True)
 class GradientArm:
-    """The readings of an arm; means are over finished runs, of each run's last quarter of readings."""
+    """The readings of an arm; means are over runs to their last step, of each run's last quarter of
+    readings."""
 
     arm: str
     state: State
@@ -50,9 +54,19 @@ class GradientArm:
     """Number of blocks that alignment reaches."""
 
     @property
-    def flat(self) -> bool:
-        """True if the alignment loss hardly changed from the third to the last quarter."""
-        return "change" in self.means and abs(self.means["change"].mean) < FLAT
+    def trend(self) -> Trend:
+        """The trend of the alignment loss from the third to the last quarter, by the interval of its change.
+
+        single: one seed, which has no interval; unknown: no run has enough readings.
+        """
+        change = self.means.get("change")
+        if change is None:
+            return "unknown"
+        if change.low is None or change.high is None:
+            return "single"
+        if change.low > -FLAT and change.high < FLAT:
+            return "flat"
+        return "changes" if change.low >= FLAT or change.high <= -FLAT else "undecided"
 
     @property
     def collapsed(self) -> list[str]:
@@ -69,7 +83,7 @@ class Gradients:
     """The readings of a race."""
 
     arms: tuple[GradientArm, ...]
-    """The arms with a finished run."""
+    """The arms with a run to its last step."""
     series: Mapping[str, Mapping[str, Mapping[int, Series]]]
     """By quantity, arm and seed: share, cosine, flow, auxiliary, features (norm of the last block)."""
     seconds: float
@@ -91,10 +105,10 @@ def gradients_of(race: Race) -> Gradients | None:
         }
         for name in ("share", "cosine", "flow", "auxiliary", "features")
     }
-    done = {
-        label: [run for run in runs if run.arm == label and run.record.status == "done"] for label in labels
-    }
-    arms = tuple(_arm(label, finished) for label, finished in done.items() if finished)
+    # The last quarter of a run that ended early is another part of training.
+    full = [run for run in runs if run.record.status == "done" and run.record.early_end is None]
+    by_arm = {label: [run for run in full if run.arm == label] for label in labels}
+    arms = tuple(_arm(label, own) for label, own in by_arm.items() if own)
     return Gradients(arms, series, *_cost([run.record for run in runs]))
 
 
@@ -196,9 +210,9 @@ def _mean(events: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def _change(events: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the relative change of the alignment loss from the third to the last quarter of readings."""
-    size = len(events) // 4
-    if not size:
+    if len(events) < FEWEST:
         return None
+    size = len(events) // 4
     before, after = (_mean(part, "loss") for part in (events[-2 * size : -size], events[-size:]))
     return None if before is None or after is None or not before else (after - before) / abs(before)
 

@@ -17,6 +17,7 @@ from harness.records.record import TRAINING_PHASES, Record
 from harness.records.targets import antitonic, replicate_weights
 
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
+CLOCK_AXES = ("seconds", "gpu_seconds")
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,30 @@ class Costs:
     steps: np.ndarray
     totals: dict[str, np.ndarray]
     given: Mapping[str, float] | None = None
-    """The totals at the last step of a run that ended early; None for any other run."""
+    """The totals at the last step of a run that ended early; None for any other run.
+
+    Its seconds to that step are unknown, so that it has no clock axis."""
 
     def at(self, axis: str, step: float) -> float:
         """Return the total at a step, linear between the record's lines and constant after the last."""
         return float(np.interp(step, self.steps, self.totals[axis]))
 
     def budget(self, axis: str) -> float:
-        """Return the budget that the run was given, which it did not use up if it ended early."""
+        """Return the budget that the run was given, which it did not use up if it ended early.
+
+        Requires `knows`.
+        """
         return float(self.totals[axis][-1] if self.given is None else self.given[axis])
 
-    def of_early_end(self, end: EarlyEnd) -> Costs:
-        """Return the costs with the budget of a run that ended early.
+    def knows(self, axis: str) -> bool:
+        """Return whether the run has a budget on an axis."""
+        return axis in (self.totals if self.given is None else self.given)
 
-        Steps, images and FLOPs are counted. Seconds are extrapolated at the run's own pace.
-        """
+    def of_early_end(self, end: EarlyEnd) -> Costs:
+        """Return the costs with the budget of a run that ended early: steps, images and FLOPs, which are
+        counted."""
         counted = {"steps": float(end.steps), "images": float(end.images), "flops": float(end.flops)}
-        pace = end.steps / max(float(self.steps[-1]), 1.0)
-        return replace(
-            self, given={axis: counted.get(axis, pace * float(own[-1])) for axis, own in self.totals.items()}
-        )
+        return replace(self, given={axis: value for axis, value in counted.items() if axis in self.totals})
 
 
 def fit(

@@ -87,6 +87,7 @@ def run_race(
             note(line)
         if not undecided(recorded[n]):
             break
+    _count_last_look(race, StudyPlan(list(runs.values()), plan.excluded), directory)
     failures = {
         run.id: failure_reason(Record(directory / run.id))
         for run in runs.values()
@@ -94,6 +95,13 @@ def run_race(
     }
     registered = {one.claim.name: one.standing for one in audits or _judged(race, directory)}
     return Course(tuple(looks), tuple(runs.values()), failures, registered=registered)
+
+
+def _count_last_look(race: Race, planned: StudyPlan, directory: Path) -> None:
+    """Write the plan again if it does not count the last look: a race that was killed between the two."""
+    last, known = last_look(directory), StudyFolder(directory).plan
+    if known is None or known.last_look != last:
+        write_plan(race.study, planned, directory, last)
 
 
 def _judged(race: Race, directory: Path, most_pairs: int | None = None) -> list[Audit]:

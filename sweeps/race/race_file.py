@@ -184,7 +184,11 @@ def _axes(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _with_target(table: Mapping[str, Any], claims: Sequence[Claim]) -> dict[str, Any]:
-    """Return a study's table with the baseline and target of the claims, if these agree on a number."""
+    """Return a study's table with the baseline and target of the claims, if these agree on a number.
+
+    A target of the study that the end of a run sets is replaced if runs end early, because a report could not
+    compute it: by the numbers of the claims, or by its metric alone if these have several metrics.
+    """
     targets = {(claim.metric, claim.target) for claim in claims}
     baselines = {claim.baseline for claim in claims}
     found = dict(table)
@@ -193,7 +197,19 @@ def _with_target(table: Mapping[str, Any], claims: Sequence[Claim]) -> dict[str,
     metric, target = next(iter(targets))
     if len(targets) == 1 and not isinstance(target, str):
         found["target"] = {"metric": metric, "value": float(target)}
+    elif any(claim.end_rule is not None for claim in claims) and _is_relative(table.get("target")):
+        if len({claim.metric for claim in claims}) == 1:
+            values = dict.fromkeys(float(claim.target) for claim in claims)
+            found["target"] = {"metric": metric, "values": list(values)}
+        else:
+            found["target"] = {key: value for key, value in found["target"].items() if key == "metric"}
     return found
+
+
+# Any: a value of TOML.
+def _is_relative(target: Any) -> bool:
+    """Return whether a study's target is read from its runs."""
+    return isinstance(target, Mapping) and not {"at", "share_of_final"}.isdisjoint(target)
 
 
 def _listed(seeds: Iterable[Any]) -> str:

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,9 +82,20 @@ def test_kills_on_the_page_are_those_recorded() -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / "kills.json").read_text())
     assert found["kills"] >= 200 and found["differences"] == 0
     assert len(found["by method"].keys() - {"all five"}) >= 5
+    assert sum(found["by layout"].values()) == found["by command"]["import"]
     assert set(found["by modality"]) == {"image", "video", "audio"}
     rows = dict(re.findall(r"^\| `([^`]+)` \| (\d+) \| 0 \|$", PAGE, re.MULTILINE))
     assert {name: int(count) for name, count in rows.items()} == found["by command"]
+
+
+def test_quick_kills_do_not_replace_the_recorded_ones() -> None:
+    from benchmarks.kills import read_arguments
+
+    with pytest.raises(SystemExit) as ended:
+        read_arguments(["--quick"])
+    assert ended.value.code == 2
+    assert read_arguments(["--quick", "--out", "found.json"]).out == Path("found.json")
+    assert read_arguments([]).out is None
 
 
 def test_number_of_doors_on_the_page_is_that_of_the_fuzzer() -> None:

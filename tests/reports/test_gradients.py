@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from scipy import stats
 
 from harness.errors import UserError
+from harness.records.early_end import EarlyEnd
 from harness.records.flatten import points
-from harness.records.record import Record
+from harness.records.record import DONE, Record
 from reports.analysis.report import RaceReport
 from reports.cli.figures import figures
 from reports.cli.report import report as report_command
 from reports.figures.gradient_figures import PANELS, draw_gradients, mean_over_seeds
+from reports.figures.svg import Look, with_look
 from reports.pages.gradients import gradient_section, percent, reading
 from reports.pages.report_json import to_json
 from reports.race.gradients import gradients_of
@@ -106,7 +108,7 @@ def test_means_over_the_last_quarter_match_scipys_t_interval(folder: Path) -> No
 def test_flat_loss_is_called_dead_or_steady_by_its_share_of_the_gradient(folder: Path) -> None:
     _, arms = by_arm(folder)
     assert [arms[name].state for name in ("flow", "sra", "self_flow")] == ["none", "dead", "steers"]
-    assert arms["sra"].flat and arms["self_flow"].flat
+    assert arms["sra"].trend == arms["self_flow"].trend == "flat"
     assert reading(arms["sra"]).startswith("dead: below 1 % of the gradient, alignment no longer steers")
     assert reading(arms["sra"]).endswith("it opposes the flow loss")
     assert reading(arms["self_flow"]).startswith("steady: the loss is flat, but 21.9 % of the gradient")
@@ -137,6 +139,54 @@ def test_loss_that_still_changes_is_not_called_steady(tmp_path: Path) -> None:
     # Mean losses of steps 1100 to 1500 and 1600 to 2000.
     assert arms["repa"].means["change"].mean == pytest.approx(-(0.9 - 0.65) / 0.65)
     assert "its loss still changes" in reading(arms["repa"])
+
+
+@pytest.mark.parametrize(
+    ("falls", "trend", "words"),
+    [
+        ((0.0, 0.001, 0.0), "flat", "steady: the loss is flat"),
+        # The mean is below 2 %, and its interval is not.
+        ((0.0, 0.0, 0.04), "undecided", "the interval of its change contains 2 % up or down"),
+        ((0.10, 0.11, 0.12), "changes", "its loss still changes"),
+        ((0.0,), "single", "the change of a single seed has no interval"),
+    ],
+)
+def test_loss_is_flat_if_the_interval_of_its_change_is(
+    tmp_path: Path, falls: tuple[float, ...], trend: str, words: str
+) -> None:
+    for seed, fall in enumerate(falls):
+        record = write_run(tmp_path / f"sra-{seed}", "sra", seed)
+        log(record, [event(s, 0.2, 0.1, 0.4 * (1 - fall * (s > 1500))) for s in STEPS])
+    _, arms = by_arm(tmp_path)
+    assert arms["sra"].trend == trend and words in reading(arms["sra"])
+    change = arms["sra"].means["change"]
+    assert change.mean == pytest.approx(-np.mean(falls))
+    if len(falls) > 1:
+        ends = stats.t.interval(0.95, len(falls) - 1, loc=-np.mean(falls), scale=stats.sem(falls))
+        assert (change.low, change.high) == pytest.approx(tuple(ends))
+
+
+def test_change_of_three_readings_is_unknown(tmp_path: Path) -> None:
+    for seed in range(3):
+        log(write_run(tmp_path / f"a-{seed}", "sra", seed), [event(s, 0.2, 0.1, 0.4) for s in STEPS[:3]])
+    _, arms = by_arm(tmp_path)
+    assert arms["sra"].trend == "unknown" and "which takes 4 readings" in reading(arms["sra"])
+
+
+def test_run_that_ended_early_is_drawn_and_not_averaged(tmp_path: Path) -> None:
+    log(write_run(tmp_path / "sra-0", "sra", 0), [event(s, 0.2, 0.1, 0.4) for s in STEPS])
+    for name, seed in (("sra", 1), ("repa", 0)):
+        record = write_run(tmp_path / f"{name}-{seed}", name, seed)
+        log(record, [event(s, 0.9, 0.1, 0.4) for s in STEPS])
+        row = EarlyEnd(2000, 4000, "fd <= 9", 64 * 4000, 10**9).row()
+        (record.path / DONE).write_text(json.dumps({"ended": row}))
+    race = read_race([tmp_path], baseline="sra")
+    found = gradients_of(race)
+    assert found is not None and [(one.arm, one.means["share"].n) for one in found.arms] == [("sra", 1)]
+    assert set(found.series["share"]) == {"sra", "repa"}
+    with with_look(Look(legend=True)):
+        legend = draw_gradients(race, found, 3.3).figure.legends[0]
+    assert {"sra", "repa"} <= {text.get_text() for text in legend.get_texts()}
 
 
 def test_alignment_that_has_ended_is_neither_dead_nor_steady(tmp_path: Path) -> None:
@@ -188,6 +238,8 @@ def test_page_and_json_state_the_readings(folder: Path) -> None:
     assert printed[1]["share"]["mean"] == pytest.approx(stats.gmean([0.2, 0.22, 0.24]))
     section = gradient_section(report)
     assert section is not None and section.count("<svg viewBox") == 2 + len(report.race.arms)
+    # The loss of both arms is 0.4 in every seed, so both ends are.
+    assert section.replace("\u00a0", " ").count("<td>0.400<small>[0.400, 0.400]</small><small>change") == 2
     assert "alignment no longer steers" in section and "teacher 3" in section.lower()
     assert "took 3.15 % of the time of training and 33.3 % of its FLOPs" in section.replace("\u00a0", " ")
 

@@ -42,6 +42,13 @@ def test_cell_is_no_formula_and_is_read_back(name: str) -> None:
     assert inert("-0.5") == "-0.5" and inert(-0.5) == -0.5 and inert("repa") == "repa"
 
 
+@pytest.mark.parametrize("name", [*NAMES, "repa", "-0.5", "tis"])
+def test_names_that_begin_with_apostrophes_have_cells_of_their_own(name: str) -> None:
+    names = [f"{marks}{name}" for marks in ("", "'", "''")]
+    made = [inert(one) for one in names]
+    assert len(set(made)) == len(names) and list(map(plain, made)) == names
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_no_csv_of_a_report_or_an_export_has_a_formula(runs: Path, tmp_path: Path) -> None:
     page, table = tmp_path / "r.html", tmp_path / "t.csv"
@@ -62,15 +69,15 @@ def test_curves_of_a_hostile_name_are_written_inert_and_read_back(tmp_path: Path
     with open(file, "w", newline="") as out:
         csv.writer(out).writerows(
             [
-                ["method", "seed", "step", "metric", "value"],
-                [HOSTILE, 0, 1, "fid", 2.0],
-                [HOSTILE, 0, 2, "fid", 1.0],
+                ["method", "seed", "step", "metric", "value", "protocol"],
+                [HOSTILE, 0, 1, "fid", 2.0, HOSTILE],
+                [HOSTILE, 0, 2, "fid", 1.0, HOSTILE],
             ]
         )
     again.write_text(tidy(read_csv(file, LogMap())))
     assert not any(map(runs_as_formula, cells(again.read_text())))
     (curve,) = read_csv(again, LogMap()).curves
-    assert curve.method == HOSTILE
+    assert curve.method == HOSTILE and {point.protocol for point in curve.points} == {HOSTILE}
 
 
 def test_table_of_hostile_names_has_no_line_or_command_of_theirs(runs: Path) -> None:

@@ -199,9 +199,13 @@ def test_look_that_a_killed_race_left_after_its_plan_is_no_fault(race: tuple[Pat
     folder = StudyFolder(directory)
     plan = json.loads(folder.plan_file.read_text())
     first = folder.looks_file.read_bytes().splitlines()[0]
+    counted = folder.plan_file.read_bytes()
     plan["looks"] = {"count": 1, "head": hashlib.sha256(first).hexdigest()}
     folder.plan_file.write_text(json.dumps(plan))
     assert judged(file, directory)[0].verdict == "supported"
+    # The rerun counts that look, so that a log that is cut later is named.
+    raced(file, Trainer(directory))
+    assert folder.plan_file.read_bytes() == counted
 
 
 def write_close_race(folder: Path, pairs: int, kind: str = "") -> Path:
@@ -227,6 +231,24 @@ def test_planned_pairs_of_an_anytime_claim_may_be_raised(tmp_path: Path) -> None
     [found] = judged(file, folder / "runs")
     assert found.verdict == course.looks[-1]["claims"][0]["verdict"] == "supported"
     assert any("max_pairs was raised from 4 to 8" in note for note in found.notes)
+
+
+def test_futile_claim_stays_so_when_its_planned_pairs_are_raised(tmp_path: Path) -> None:
+    """A family whose other claims are open looks again."""
+    futile = {"factor = 1.3": "factor = 1.42", "max_pairs = 6": "max_pairs = 6\nfutility = 0.99"}
+    file = write_file(tmp_path, "repa", pairs=6)
+    text = file.read_text() + ANYTIME
+    for old, new in futile.items():
+        text = text.replace(old, new)
+    file.write_text(text)
+    trainer = Trainer(tmp_path / "runs", noise=0.1)
+    _, course, _ = raced(file, trainer)
+    last = course.looks[-1]
+    assert last["claims"][0]["ended"] == "futile"
+    file.write_text(text.replace("max_pairs = 6", "max_pairs = 12"))
+    raised = [replace(audit, prospects={}) for audit in judged(file, trainer.directory)]
+    [seen] = record_look(trainer.directory, last["look"] + 1, raised)["claims"]
+    assert seen["hash"] != last["claims"][0]["hash"] and seen["ended"] == "futile"
 
 
 def test_planned_pairs_of_a_group_claim_may_not_be_raised(tmp_path: Path) -> None:

@@ -185,6 +185,29 @@ def test_shared_baseline_ends_with_its_lowest_target(tmp_path: Path) -> None:
     assert race.end_of("sra") == EndRule((("fd:local", 40.0),), 3)
 
 
+@pytest.mark.parametrize("relative", ['at = "flow@1900"', "share_of_final = 0.9"])
+def test_report_of_two_targets_needs_no_run_to_its_last_step(tmp_path: Path, relative: str) -> None:
+    """The study's own target is that of its runs' ends, which the race does not train."""
+    from reports.analysis.report import read_report
+
+    file = write_file(tmp_path, "repa", "sra")
+    text = file.read_text().replace("target = 40.0", "target = 45.0", 1)
+    file.write_text(text.replace("[study.set]", f"[study.target]\n{relative}\n[study.set]"))
+    trainer = Trainer(tmp_path / "runs")
+    raced(file, trainer)
+    assert read_report([trainer.directory]).race.target == 45.0
+    assert [rule.value for rule in StudyFolder(trainer.directory).settings.rules_of("fd:local")] == [45, 40]
+
+
+def test_relative_target_is_dropped_if_claims_have_several_metrics(tmp_path: Path) -> None:
+    file = write_file(tmp_path, "repa", "sra")
+    text = file.read_text().replace('metric = "fd:local"', 'metric = "kd:local"', 1)
+    table = '[study.target]\nmetric = "fd:local"\nshare_of_final = 0.9\n[study.set]'
+    file.write_text(text.replace("[study.set]", table))
+    target = read_race(file).study.target
+    assert target.metric == "fd:local" and target.share_of_final is None and target.values is None
+
+
 def test_run_that_ended_by_another_rule_is_to_extend(ended: tuple[Path, Path, Course]) -> None:
     _, directory, course = ended
     run = next(one for one in course.runs if one.spec.method.name == "flow")
@@ -256,12 +279,25 @@ def test_report_has_no_final_value_of_early_ends(ended: tuple[Path, Path, Course
     found = read_report([ended[1]], target=40.0)
     assert {final.arm for final in found.final_values} == {"dispersive"}
     assert found.race.horizons["steps"] == 2000
-    [about] = [text for text in found.caveats if "ended early" in text]
-    assert "no final value" in about and "reached the target" in about
+    assert found.race.axes == ("steps", "images", "flops") == tuple(found.race.horizons)
+    assert any("so the seconds to their last step are unknown" in note for note in found.caveats)
+    [about] = [text for text in found.caveats if "no final value" in text]
+    assert "ended early" in about and "reached the target" in about
     rows = [row for row in found.run_rows if row["method"] == "flow"]
     assert all(row["final"] is None and row["reason"].startswith("ended at step") for row in rows)
     with pytest.raises(UserError, match=r"target 90% needs the runs of flow to their last step"):
         read_report([ended[1]], target="90%")
+
+
+def test_audit_of_early_ends_has_no_number_in_seconds(
+    ended: tuple[Path, Path, Course], tmp_path: Path
+) -> None:
+    found = judged(*ended[:2])["repa"]
+    assert found.verdict == "supported" and set(found.gains or ()) == {"steps", "images", "flops"}
+    assert any(note.startswith("Seconds are not compared: ") for note in notes(found))
+    in_seconds = judged(write_file(tmp_path, "repa", until="", axis="seconds"), ended[1])["repa"]
+    assert in_seconds.verdict == "inconclusive" and in_seconds.gains is None
+    assert any(reason.name == "ended" for reason in in_seconds.reasons)
 
 
 @pytest.mark.slow

@@ -218,6 +218,19 @@ def test_token_of_the_hub_is_found_and_not_printed(tmp_path: Path) -> None:
     assert next(security.hub(home)).state == "note"
 
 
+def test_what_cannot_be_examined_is_a_note_and_the_rest_is_found(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is too long gives an error, also for root, whom no permission keeps out."""
+    denied = str(tmp_path / ("x" * 300))
+    token, downloads = security.hub({"HF_HOME": denied, "HF_HUB_OFFLINE": "1"})
+    assert token.state == "note" and "not examined" in token.text and downloads.state == "ok"
+    monkeypatch.setenv("FLOWRACE_CACHE", denied)
+    found = {finding.what: finding for finding in security.examine_security(tmp_path)}
+    assert found["cache"].state == "note" and "not examined" in found["cache"].text
+    assert found["runs"].state == "ok"
+
+
 @pytest.mark.parametrize(("mask", "state"), [(0o022, "ok"), (0o077, "ok"), (0o002, "open"), (0, "open")])
 def test_umask_that_lets_others_write_is_open_and_kept(mask: int, state: str) -> None:
     before = os.umask(mask)
