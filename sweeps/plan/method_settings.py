@@ -116,8 +116,8 @@ def _with_method_settings(
 ) -> dict[str, Any]:
     """Return a preset's table with the study's settings of a method instead of its own.
 
-    A preset may set them in `[method]` too, as `chosen`, which is taken before `[methods.NAME]`. They are
-    removed there.
+    A preset may set them in `[method]` too, where they are `chosen`. That is taken before `[methods.NAME]`,
+    so they are removed there.
     """
     if not settings:
         return data

@@ -120,7 +120,7 @@ def test_passes_equal_those_of_the_sampler(fields: dict, expected: int) -> None:
     ],
 )
 def test_guided_passes_are_those_in_which_the_method_guides(fields: dict, expected: int) -> None:
-    """Of times 1, 0.9, .. 0.1; with classifier-free guidance below 0.75, each of two halves counts."""
+    """The times are 1, 0.9, .. 0.1, and below 0.75 classifier-free guidance takes two passes."""
     cfg = {"guidance": 1.5, "guidance_high": 0.75}
     spec, counted = EvalSpec(samples=2, sampler="euler", sampler_steps=10, **cfg, **fields), 0
 
