@@ -88,7 +88,9 @@ def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             *layer, leaf = (
                 name.removeprefix(head).removeprefix("0." if head == "projectors." else "").split(".")
             )
-            projector[f"{rename.get(layer[0], layer[0])}.{leaf}"] = value
+            # A weight outside of a layer keeps its name, by which loading rejects it.
+            first = [rename.get(layer[0], layer[0])] if layer else []
+            projector[".".join([*first, leaf])] = value
     return projector
 
 

@@ -58,6 +58,29 @@ def encoder_name(fields: Mapping[str, Any]) -> str | None:
     >>> encoder_name({"method.name": "repa+tread", "method.repa.encoder.name": "local:small"})
     'local:small'
     """
+    return next((fields[path] for path in _name_paths(fields) if fields.get(path)), None)
+
+
+# Any: values of fields.
+def encoder_weights_field(fields: Mapping[str, Any], encoder: str) -> str:
+    """Return the field that locates the weights of an encoder, given by name.
+
+    >>> spec = {"method.name": "repa+tread", "method.repa.encoder.name": "timm:vit"}
+    >>> encoder_weights_field(spec, "timm:vit")
+    'method.repa.encoder.weights'
+    >>> spec = {"method.encoder.name": "timm:vit", "method.further": [{"name": "open_clip:vit"}]}
+    >>> encoder_weights_field(spec, "open_clip:vit")
+    'weights in method.further'
+    """
+    named = [path for path in _name_paths(fields) if fields.get(path) == encoder]
+    lists = [path for path in fields if lists_encoders(path)]
+    if lists and not named:
+        return f"weights in {lists[0]}"
+    return (named or ["method.encoder.name"])[0].replace(".name", ".weights")
+
+
+# Any: values of fields.
+def _name_paths(fields: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the name of a method's encoder, or of that of each term of a stack."""
     terms = str(fields.get("method.name", "")).split("+")
-    paths = ["method.encoder.name", *(f"method.{term}.encoder.name" for term in terms)]
-    return next((fields[path] for path in paths if fields.get(path)), None)
+    return ["method.encoder.name", *(f"method.{term}.encoder.name" for term in terms)]

@@ -567,12 +567,12 @@ def _short_hash(fields: Mapping[str, Any]) -> str:
 
 
 def _hashed(model: BaseModel) -> dict[str, Any]:
-    kept = {}
+    kept, unset = {}, model.unset if isinstance(model, EvalSpec) else ()
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         if (info.json_schema_extra or {}) == NOT_HASHED:
             continue
-        if info.json_schema_extra == HASHED_IF_SET and value == info.default:
+        if info.json_schema_extra == HASHED_IF_SET and (value == info.default or name in unset):
             continue
         if isinstance(value, BaseModel):
             if nested := _hashed(value):

@@ -11,10 +11,11 @@ include the recomputation of activation checkpointing, which the count of FLOPs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.assembly.batch_split import check_batch_split
@@ -28,6 +29,11 @@ from harness.costs.memory import Footprint, footprint
 from harness.data.open import outlined
 from harness.evaluation.held_out_loss import TIMES
 from harness.evaluation.metric_table import HELD_OUT_LOSS
+from harness.flow.samplers import SAMPLERS, Interval
+
+FINEST = 1000
+"""The largest number of sampler steps whose times are listed; the share of those with guidance is that of
+this number for more steps."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,10 @@ def evaluation_flops(spec: RunSpec) -> int:
     evaluations = -(-spec.train.steps // spec.eval.every)
     sampled = [name for name in spec.eval.metrics if name != HELD_OUT_LOSS]
     each = spec.eval.samples if sampled else min(spec.eval.samples, spec.eval.grid)
-    own, plain = spec.eval, _forward_flops(spec)
-    drawn = each * own.replicates * sum(map(passes, own.by_guidance))
-    # Only in its interval of times, the method's guidance has its own cost.
-    share = own.method_guidance_high - own.method_guidance_low if own.method_guidance != 1 else 0.0
-    guided = round(drawn * share)
+    own, samples = spec.eval, each * spec.eval.replicates
+    drawn = samples * sum(map(passes, own.by_guidance))
+    guided = samples * sum(map(guided_passes, own.by_guidance))
+    plain = _forward_flops(spec)
     added = _forward_flops(spec, own.method_guidance) - plain if guided else 0
     return evaluations * ((drawn + _loss_passes(spec)) * plain + guided * added)
 
@@ -131,9 +136,39 @@ def passes(spec: EvalSpec) -> int:
 
     Heun takes two in every step except the last, and guidance two while it is on.
     """
-    times = 2 * spec.sampler_steps - 1 if spec.sampler == "heun" else spec.sampler_steps
-    guided = spec.guidance_high - spec.guidance_low if spec.scale != 1 else 0
-    return times + round(times * guided)
+    return _passes(spec, 0.0, 1.0)
+
+
+def guided_passes(spec: EvalSpec) -> int:
+    """Return the network passes of one sample in the interval of the method's guidance."""
+    if spec.method_guidance == 1:
+        return 0
+    return _passes(spec, spec.method_guidance_low, spec.method_guidance_high)
+
+
+def _passes(spec: EvalSpec, low: float, high: float) -> int:
+    """Return the network passes of one sample at times from `low` to `high`."""
+    steps = min(spec.sampler_steps, FINEST)
+    guidance = Interval(spec.scale, spec.guidance_low, spec.guidance_high)
+    inside = [t for t in sampler_times(spec.sampler, steps) if low <= t <= high]
+    counted = sum(1 if guidance.at(t) == 1 else 2 for t in inside)
+    if steps == spec.sampler_steps:
+        return counted
+    taken, known = (2 * n - 1 if spec.sampler == "heun" else n for n in (spec.sampler_steps, steps))
+    return round(counted * taken / known)
+
+
+@cache
+def sampler_times(sampler: str, steps: int) -> tuple[float, ...]:
+    """Return the time of each network pass of a sampler, in order."""
+    times: list[float] = []
+
+    def still(x: Tensor, t: float) -> Tensor:
+        times.append(t)
+        return torch.zeros_like(x)
+
+    SAMPLERS[sampler](still, torch.zeros(1), steps, noise=lambda _, x: torch.zeros_like(x))
+    return tuple(times)
 
 
 @torch.no_grad()

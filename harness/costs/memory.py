@@ -133,8 +133,7 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         student = Student(model, ema, backbone, Meter(lambda: 0, lambda start, end: 0).phase)
         until = spec.method.until
         # Steps after `until` may need more, for example without a route.
-        ends = until is not None and until < spec.train.steps
-        steps = [1, until + 1] if ends else [1]
+        steps = [1] if until is None or until >= spec.train.steps else [1, until + 1]
         activations = max(_peak(spec, method, student, size, encoders, step) for step in steps)
         if slices > 1:
             activations = _sharded_peak(activations, learned, model, method)

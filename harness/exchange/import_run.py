@@ -180,6 +180,11 @@ def _check_data(spec: RunSpec, found: Found) -> None:
             f"this network reads text tokens of {found.text_dim} features, but those of the spec's text "
             f"encoder have {config.text.dim}; name another one with --set text.encoder"
         )
+    if config.outputs:
+        raise UserError(
+            f"method.name = {spec.method.name} adds a further final layer to the network, which the imported "
+            "one lacks; leave out --set method.name"
+        )
     if config != expected:
         raise UserError(
             f"the settings describe another network than the imported one: {config}, instead of "

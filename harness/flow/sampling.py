@@ -117,7 +117,8 @@ def jointly(model: nn.Module, shape: tuple[int, ...]) -> Network:
     def field(x: Tensor, times: Times, y: Condition | SharedText, **asked: Any) -> Prediction:
         image, extra = x.tensor_split([math.prod(shape)], dim=1)
         prediction = model(image.unflatten(1, shape), times, y, extra=extra, **asked)
-        return Prediction(torch.cat([prediction.velocity.flatten(1), prediction.extra], dim=1), {})
+        joint = torch.cat([prediction.velocity.flatten(1), prediction.extra], dim=1)
+        return prediction._replace(velocity=joint)
 
     return field
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.assembly.build import sampling_rule
+from harness.config.encoder_fields import encoder_weights_field
 from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
 from harness.data.found import found_in
@@ -15,6 +16,7 @@ from harness.encoders.base import described
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.kept_features import ignore
+from harness.records.flatten import flatten
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.runtime.environment import describe, package_version
@@ -63,7 +65,7 @@ def check_same_weights(record: Record, found: Mapping[str, str], note: Callable[
             note(f"{changed} on another machine, because they are trained on the data; bits will differ")
             continue
         raise UserError(
-            f"{changed} (sha256 {begun[what]}, now {sha256}); {_restore(what)}, or use another --out"
+            f"{changed} (sha256 {begun[what]}, now {sha256}); {_restore(what, record)}, or use another --out"
         )
 
 
@@ -116,13 +118,16 @@ def network_weights(sha256: Mapping[str, str]) -> dict[str, str]:
     return {CODEC if name == CODEC else f"{NETWORK} '{name}'": value for name, value in sha256.items()}
 
 
-def _restore(what: str) -> str:
-    """Return what to do about changed weights."""
+def _restore(what: str, record: Record) -> str:
+    """Return what to do about changed weights of a run."""
     if _is_trained_on_data(what):
         return "they are trained on the data: set FLOWRACE_CACHE to the cache that holds them"
-    fields = {CODEC: "data.codec_weights", ENCODER: "method.encoder.weights", TEXT_ENCODER: "text.weights"}
-    field = fields.get(what.partition(" '")[0])
-    return f"set {field or 'eval.weights'} to the original file"
+    kind, _, name = what.removesuffix("'").partition(" '")
+    if kind == ENCODER:
+        field = encoder_weights_field(flatten(record.spec), name)
+    else:
+        field = {CODEC: "data.codec_weights", TEXT_ENCODER: "text.weights"}.get(kind, "eval.weights")
+    return f"set {field} to the original file"
 
 
 def open_evaluator(

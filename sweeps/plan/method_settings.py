@@ -1,6 +1,7 @@
 """The settings of one run of a study, and the checks of the tables that name methods.
 
-Precedence: preset < `[methods.NAME]` of the study < `[set]` < axes.
+Precedence: preset < `[methods.NAME]` of the study < `[set]` < axes. In a stack of methods, the tables of its
+terms come before its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ def settings_of_run(study: Study, preset: Mapping[str, Any], values: Mapping[str
     """Return the raw table of the run with these values on the axes."""
     layers = [*study.set.items(), *values.items()]
     method = _method_of(preset, layers)
-    data = _with_method_settings(copy.deepcopy(dict(preset)), method, study.methods.get(method, {}))
+    data = copy.deepcopy(dict(preset))
+    for term in method.split("+") if "+" in method else ():
+        own = study.methods.get(term, {})
+        data = _with_method_settings(data, term, own, {term: own} if own else {})
+    own = study.methods.get(method, {})
+    data = _with_method_settings(data, method, own, own)
     for path, value in layers:
         set_path(data, *nested_setting(path, copy.deepcopy(value)))
     return data
@@ -31,7 +37,7 @@ def settings_of_run(study: Study, preset: Mapping[str, Any], values: Mapping[str
 def check_method_settings(study: Study) -> None:
     """Raise `UserError` for a table `[methods.NAME]` of an unknown method, and for an unknown field in it."""
     for name, settings in study.methods.items():
-        if name not in registry.names("method"):
+        if "+" not in name and name not in registry.names("method"):
             raise _no_method(study, name, registry.names("method"), see="flowrace list methods")
         config = registry.load("method", name).Config
         known = [path for path in field_paths(config) if path.startswith("method.")]
@@ -47,14 +53,14 @@ def check_method_settings(study: Study) -> None:
 def check_used(study: Study, methods: Collection[str]) -> None:
     """Raise `UserError` for a table `[methods.NAME]` of a method that no arm has: it would do nothing."""
     for name in study.methods:
-        if name not in methods:
+        if not _applies(name, methods):
             raise _no_method(study, name, methods, see="the axes of the study")
 
 
 def restricted(study: Study, methods: Collection[str]) -> dict[str, Any]:
     """Return the tables that name methods, `methods` and `labels`, for a study of some of its methods."""
     return {
-        "methods": {name: settings for name, settings in study.methods.items() if name in methods},
+        "methods": {name: settings for name, settings in study.methods.items() if _applies(name, methods)},
         "labels": {name: text for name, text in study.labels.items() if method_in(name) in methods},
     }
 
@@ -66,6 +72,11 @@ def method_in(name: str) -> str:
     ('repa', 'repa')
     """
     return name.partition(" ")[0]
+
+
+def _applies(name: str, methods: Collection[str]) -> bool:
+    """Return whether a table `[methods.NAME]` is that of a method, or of a term of a stack."""
+    return any(name == method or name in method.split("+") for method in methods)
 
 
 def _no_method(study: Study, name: str, known: Iterable[str], *, see: str) -> UserError:
@@ -100,16 +111,19 @@ def _method_of(preset: Mapping[str, Any], layers: Collection[tuple[str, Any]]) -
     return str(method.get("name", "flow")) if isinstance(method, Mapping) else ""
 
 
-def _with_method_settings(data: dict[str, Any], method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _with_method_settings(
+    data: dict[str, Any], method: str, settings: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return a preset's table with the study's settings of a method instead of its own.
 
-    A preset may set them in `[method]` too, which is taken before `[methods.NAME]`. They are removed there.
+    A preset may set them in `[method]` too, where they are `chosen`. That is taken before `[methods.NAME]`,
+    so they are removed there.
     """
     if not settings:
         return data
     per_method = data.get("methods", {})
     per_method = {**per_method, method: merge(per_method.get(method, {}), settings)}
-    return {**data, "methods": per_method, "method": _without(data.get("method", {}), settings)}
+    return {**data, "methods": per_method, "method": _without(data.get("method", {}), chosen)}
 
 
 def _without(table: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

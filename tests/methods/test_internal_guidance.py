@@ -30,7 +30,7 @@ from harness.evaluation.protocol import protocol
 from harness.exchange.convert import Weights, to_released
 from harness.flow.batch import Batch, Draw
 from harness.flow.samplers import Interval, euler_maruyama, plain, velocity_field
-from harness.flow.sampling import draw_batch
+from harness.flow.sampling import draw_batch, jointly
 from harness.flow.student import Student
 from harness.records.evaluations import Conditions
 from methods.internal_guidance import InternalGuidance
@@ -141,7 +141,8 @@ def test_protocol_and_conditions_have_the_guidance_only_if_it_is_set() -> None:
     guided = tiny(
         "method.name=internal_guidance", "eval.method_guidance=1.4", "eval.method_guidance_high=0.7"
     )
-    assert guided.id == spec.id
+    assert guided.id == spec.id and guided.legacy_id != spec.legacy_id
+    assert tiny("method.name=internal_guidance", "eval.method_guidance_low=0.2").legacy_id == spec.legacy_id
     set_fields = protocol(guided.eval, dataset, np.arange(9), {})
     assert (set_fields["method_guidance"], set_fields["method_guidance_high"]) == (1.4, 0.7)
     ours, theirs = (Conditions.of_spec(one.eval.model_dump()) for one in (spec, guided))
@@ -196,6 +197,14 @@ def test_run_is_evaluated_and_sampled_with_its_guidance(tmp_path: Path) -> None:
         assert flowrace("sample", str(record.path), *words).exit_code == 0
     guided, plain_ = (np.load(file)["arr_0"] for file in files)
     assert guided.shape == plain_.shape and not np.array_equal(guided, plain_)
+
+
+def test_rule_of_a_network_with_an_extra_token_gets_all_that_it_asks_for() -> None:
+    net = SiT(SiTConfig(Size(3, 16, 2), 2, (3, 4, 4), 4, extra=5))
+    x, times, y = torch.zeros(2, 48 + 5), Times.per_sample(torch.tensor([0.3, 0.8])), torch.tensor([1, 3])
+    prediction = jointly(net, (3, 4, 4))(x, times, y, taps=(2,), heads=(1,))
+    assert prediction.velocity.shape == x.shape
+    assert list(prediction.hidden) == [2] and list(prediction.heads) == [1]
 
 
 def test_rule_of_flow_is_the_network_itself() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 
+from harness.assembly.resolve import load_spec
 from harness.cli.main import cli
+from harness.config.registry import METHODS, load
 from harness.records.mlflow_mirror import points
 from harness.records.record import Record
 from sweeps.plan.plan import make_plan
@@ -108,6 +111,32 @@ def test_study_on_the_page_about_studies_can_be_planned(tmp_path: Path) -> None:
     runs = make_plan(load_study(str(study))).runs
     layers = {run.spec.method.name: run.spec.method.model_dump().get("layer") for run in runs}
     assert len(runs) == 9 and layers == {"flow": None, "repa": 2, "self_flow": None}
+
+
+def test_stacks_on_the_page_about_studies_can_be_planned(tmp_path: Path) -> None:
+    section = (ROOT / "docs" / "guides" / "studies.md").read_text().partition("## Stacks")[2]
+    listed, arms = re.findall(r"^```toml\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[:2]
+    file = tmp_path / "one.toml"
+    file.write_text('base = "digits"\n' + listed)
+    # Any: the settings of a stack, whose class is made at run time.
+    method: Any = load_spec(str(file)).method
+    assert (method.name, method.repa.layer, method.tread.rate) == ("repa+tread", 2, 0.25)
+    file.write_text('name = "stacks"\nbase = "digits"\n' + arms)
+    found: dict[str, Any] = {
+        run.spec.method.name: run.spec.method for run in make_plan(load_study(str(file))).runs
+    }
+    assert found["repa"].layer == found["repa+tread"].repa.layer == 2
+    assert (found["tread"].rate, found["repa+tread"].tread.rate) == (0.5, 0.25)
+
+
+def test_pairs_on_the_page_about_studies_are_those_that_methods_declare() -> None:
+    section = (ROOT / "docs" / "guides" / "studies.md").read_text().partition("## Stacks")[2]
+    stated = re.search(r"^`repa` stacks with `(\w+)`, and (.*) with `(\w+)`\.", section, re.MULTILINE)
+    assert stated is not None
+    pairs = {frozenset(("repa", stated[1]))}
+    pairs |= {frozenset((name, stated[3])) for name in re.findall(r"`(\w+)`", stated[2])}
+    classes = {name: load("method", name) for name in METHODS}
+    assert pairs == {frozenset((name, other)) for name, cls in classes.items() for other in cls.stacks_with}
 
 
 def test_tracking_page_has_every_mirrored_metric() -> None:

@@ -53,6 +53,27 @@ def test_settings_of_a_method_apply_to_its_arms_only(load: Load) -> None:
     ]
 
 
+def test_settings_of_a_method_apply_to_the_term_of_a_stack(load: Load) -> None:
+    """The stack's own table is taken before those of its terms, and the axis before both."""
+    methods = {
+        "repa": {"layer": 3, "encoder": {"name": "random:small"}},
+        "tread": {"rate": 0.25},
+        "repa+tread": {"tread": {"rate": 0.75}},
+    }
+    axes = {"axes": {"seed": [0], "method.name": ["flow", "tread", "repa+tread"]}}
+    study = load(BASE | axes | {"methods": methods, "labels": {"repa+tread": "both"}})
+    found = by_method(study)
+    assert found["tread"].spec.method.rate == 0.25
+    stack = found["repa+tread"].spec.method
+    assert (stack.repa.layer, stack.repa.encoder.name, stack.tread.rate) == (3, "random:small", 0.75)
+    words = ["method.name=repa+tread", "method.repa.layer=3", "method.repa.encoder.name=random:small"]
+    words += ["method.tread.rate=0.75", "train.steps=60", "eval.every=20"]
+    assert found["repa+tread"].id == load_spec("digits", words).id
+    one = {"axes": {"method": [{"name": "repa+tread", "tread": {"rate": 0.1}}]}, "baseline": "repa+tread"}
+    stack = by_method(load(BASE | one | {"methods": methods}))["repa+tread"].spec.method
+    assert (stack.repa.layer, stack.tread.rate) == (3, 0.1)
+
+
 def test_run_with_settings_of_its_method_has_the_id_of_the_same_single_run(load: Load) -> None:
     planned = by_method(load(BASE | {"methods": {"repa": {"layer": 3}}}))["repa"]
     words = ["train.steps=60", "eval.every=20", "method.name=repa", "method.layer=3"]
@@ -131,6 +152,11 @@ def test_trials_and_audit_of_a_tuned_study_keep_the_settings_of_each_method(
     ("change", "sentence"),
     [
         ({"methods": {"rep": {"layer": 2}}}, r"\[methods.NAME\] of study s: 'rep'.*Did you mean 'repa'"),
+        ({"methods": {"repa+tred": {"repa": {}}}}, "unknown method 'tred'"),
+        (
+            {"methods": {"repa+tread": {"repa": {"layer": 2}}}},
+            r"'repa\+tread' \(known: flow, repa, self_flow\)",
+        ),
         ({"methods": {"haste": {"layer": 2}}}, r"'haste' \(known: flow, repa, self_flow\)"),
         (
             {"methods": {"repa": {"layr": 2}}},

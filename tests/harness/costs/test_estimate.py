@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from harness.assembly.resolve import load_spec
 from harness.backbone.sit import Prediction
 from harness.cli.main import cli
 from harness.config.spec import EvalSpec
-from harness.costs.estimate import evaluation_flops, passes
+from harness.costs.estimate import evaluation_flops, guided_passes, passes
 from harness.errors import UserError
 from harness.flow.sampling import draw_pixels
 from tests.support.paper_flops import S2, forward_flops
@@ -92,6 +93,9 @@ def test_measured_speed_is_positive_and_leaves_no_files(
         ({"sampler": "euler_maruyama", "sampler_steps": 250}, 250),
         ({"sampler": "heun", "sampler_steps": 10}, 19),
         ({"sampler": "euler", "sampler_steps": 10, "guidance": 1.5}, 20),
+        ({"sampler": "euler", "sampler_steps": 10, "guidance": 1.5, "guidance_high": 0.75}, 17),
+        ({"sampler": "heun", "sampler_steps": 10, "guidance": 1.5, "guidance_low": 0.25}, 34),
+        ({"sampler": "euler", "sampler_steps": 2000, "guidance": 1.5, "guidance_high": 0.5}, 3000),
     ],
 )
 def test_passes_equal_those_of_the_sampler(fields: dict, expected: int) -> None:
@@ -105,6 +109,30 @@ def test_passes_equal_those_of_the_sampler(fields: dict, expected: int) -> None:
     labels = torch.zeros(2, dtype=torch.int64)
     draw_pixels(network, spec, (1, 2, 2), 1, torch.device("cpu"), np.arange(2), labels)
     assert passes(spec) == expected == counted
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 0),
+        ({"method_guidance": 1.4}, 10 + 7),
+        ({"method_guidance": 1.4, "method_guidance_low": 0.55, "method_guidance_high": 0.85}, 3 + 2),
+    ],
+)
+def test_guided_passes_are_those_in_which_the_method_guides(fields: dict, expected: int) -> None:
+    """The times are 1, 0.9, .. 0.1, and below 0.75 classifier-free guidance takes two passes."""
+    cfg = {"guidance": 1.5, "guidance_high": 0.75}
+    spec, counted = EvalSpec(samples=2, sampler="euler", sampler_steps=10, **cfg, **fields), 0
+
+    # Any: the arguments of a sampling rule that are not read.
+    def rule(model: Any, x: torch.Tensor, *_: Any, scale: float = 1.0, **__: Any) -> torch.Tensor:
+        nonlocal counted
+        counted += len(x) // 2 if scale != 1 else 0
+        return torch.zeros_like(x)
+
+    labels = torch.zeros(2, dtype=torch.int64)
+    draw_pixels(rule, spec, (1, 2, 2), 1, torch.device("cpu"), np.arange(2), labels, rule=rule)
+    assert guided_passes(spec) == expected == counted
 
 
 def test_evaluation_flops_include_the_last_step() -> None:

@@ -109,6 +109,12 @@ def test_imported_weights_are_evaluated_as_the_preset_of_their_data(file: Path, 
     assert record.spec["eval"]["samples"] == 7 and record.spec["eval"]["sampler"] == "heun"
 
 
+def test_import_names_the_method_that_adds_to_the_network(file: Path, tmp_path: Path) -> None:
+    words = (*DIGITS, "--set", "method.name=internal_guidance")
+    reason = wrong("import", file, "--out", tmp_path, *words)
+    assert "method.name = internal_guidance adds a further final layer" in reason
+
+
 @pytest.mark.parametrize("name", first_fast(FILES))
 def test_import_of_golden_weights_gives_the_released_velocity_and_exports_the_same_tensors(
     golden: Path, tmp_path: Path, name: str

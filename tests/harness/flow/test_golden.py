@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -103,6 +104,16 @@ def test_tensor_of_another_shape_is_a_user_error(tmp_path: Path, golden: Path) -
         meta = content.metadata()
     save_file(tensors | {"in.x0": tensors["in.x0"][:, :1].contiguous()}, file, metadata=meta)
     with pytest.raises(UserError, match="do not fit this kind"):
+        verify(file)
+
+
+@pytest.mark.parametrize("name", ["projectors.0", "projector.weight"])
+def test_weight_of_no_layer_of_the_projector_is_named(tmp_path: Path, golden: Path, name: str) -> None:
+    source, file = golden / "repa_loss.safetensors", tmp_path / "changed.safetensors"
+    with safe_open(source, "pt") as content:
+        meta = content.metadata()
+    save_file(load_file(source) | {f"weights.{name}": torch.zeros(2)}, file, metadata=meta)
+    with pytest.raises(UserError, match="do not fit this kind: the projector's weights: "):
         verify(file)
 
 

@@ -22,6 +22,7 @@ from metrics.files.hashing import sha256_of
 from tests.conftest import ROOT
 from tests.harness.text.counting import Counting
 from tests.support.allocated import traced
+from tests.support.forked import in_child
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,8 @@ HERE: dict[str, Any] = {
 # Any: one start in environment.json.
 def recorded(path: Path, *starts: dict) -> Record:
     (path / "environment.json").write_text(json.dumps(starts))
+    if not (path / "spec.toml").exists():
+        (path / "spec.toml").write_text(tiny().to_toml())
     return Record(path)
 
 
@@ -122,6 +124,14 @@ def test_changed_weights_are_refused_by_name(tmp_path: Path, what: str, restore:
     with pytest.raises(UserError, match=f"the weights of the {what} have changed .*old, now new") as refused:
         check_same_weights(record, {what: "new"}, pytest.fail)
     assert restore in str(refused.value)
+
+
+def test_changed_weights_of_a_stack_name_the_term(tmp_path: Path) -> None:
+    spec = tiny("method.name=repa+tread", "method.repa.encoder.name=timm:test_vit")
+    (tmp_path / "spec.toml").write_text(spec.to_toml())
+    record = recorded(tmp_path, {"encoders": [{"name": "timm:test_vit", "sha256": "old"}], **HERE})
+    with pytest.raises(UserError, match=r"set method\.repa\.encoder\.weights to the original"):
+        check_same_weights(record, {"encoder 'timm:test_vit'": "new"}, pytest.fail)
 
 
 def test_weights_are_compared_with_the_first_start_that_names_them(tmp_path: Path) -> None:
