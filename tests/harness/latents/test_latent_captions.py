@@ -157,6 +157,7 @@ def test_run_trains_on_stored_states(imported: Path, tmp_path: Path) -> None:
     ("overrides", "sentence"),
     [
         (["text.padding=masked"], "set text.padding=attended"),
+        (["text.encoder=stored:clip"], "stored:clip, but stored features have no choice of a model"),
         (["text.length=77"], "text.length = 77, but the stored states have 7 tokens"),
         (["text.pooled=true"], "text.pooled = True, but text.encoder = stored runs no network"),
     ],
