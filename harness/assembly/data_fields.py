@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.config.spec import DataSpec, TextSpec
-from harness.data.dataset import Capabilities
+from harness.data.dataset import USUAL_CAPTIONS, Capabilities
 from harness.errors import UserError
 
 OWN = (
@@ -17,8 +17,6 @@ OWN = (
 )  # fmt: skip
 """Fields that only some data sets read: those that a class lists in `reads`."""
 MIRRORED = ("image", "video")
-USUAL = "usual"
-"""The value of `data.caption_key` that reads the column of captions with a usual name."""
 
 
 def with_captions(spec: DataSpec, text: TextSpec, dataset: Any) -> DataSpec:
@@ -36,7 +34,7 @@ def with_captions(spec: DataSpec, text: TextSpec, dataset: Any) -> DataSpec:
         return spec
     able = Capabilities(dataset)
     if "caption_key" in (able.reads or ()):
-        return spec if spec.caption_key else spec.model_copy(update={"caption_key": USUAL})
+        return spec if spec.caption_key else spec.model_copy(update={"caption_key": USUAL_CAPTIONS})
     if not able.captioned:
         raise UserError(
             f"text.encoder = {text.encoder} needs captions, but data set '{spec.name}' has none; choose "

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from harness.config.spec import DataSpec
 
 
+USUAL_CAPTIONS = "usual"
+"""The value of `data.caption_key` that reads the column of captions with a usual name, or generated ones."""
+
+
 class Sample(NamedTuple):
     x: np.ndarray
     """uint8, of the data set's shape; (N,) if the sample has several parts."""

@@ -10,8 +10,8 @@ The name holds what a plan needs to know without the file, for example
 
 `dim` and `flops` are compared with the file when it is opened. `method.encoder.weights` is the file. If the
 network returns a map (B, dim, rows, columns), its cells are the tokens. If it returns pooled features, the
-tokens are the map before its last average pool. A map of another grid than the backbone's is resized to it
-(bilinear). TorchScript is code: only open files that you trust.
+tokens are the map before its last average pool over all cells. A map of another grid than the backbone's is
+resized to it (bilinear). TorchScript is code: only open files that you trust.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from metrics.files.hashing import file_sha256
 EXAMPLE = "torchscript:mobilenetv2?size=128&dim=1280&flops=195588096"
 LIMITS = {"size": 2048, "dim": 2**20, "flops": 2**50}
 """Options that a name must have, positive integers, and their largest values."""
-POOLS = ("aten::mean", "aten::adaptive_avg_pool2d")
-"""Operators that end in pooled features."""
+POOLS = ("aten::mean", "aten::adaptive_avg_pool2d", "aten::avg_pool2d")
+"""Operators that end in pooled features, if they pool all cells."""
 Maps = Callable[[Tensor], Tensor]
 """A function from prepared images (B, 3, size, size) to maps (B, dim, rows, columns)."""
 
@@ -75,9 +75,8 @@ class TorchScriptEncoder(Viewer):
         with user_errors():
             self.sha256 = file_sha256(file)
             network = open_script(file, device)
-        self.params = sum(p.numel() for p in network.parameters()) + sum(b.numel() for b in network.buffers())
-        self._maps = maps_of(network, file)
-        self._check(file, device)
+        self.params = parameters_of(network)
+        self._maps = self._checked(network, file, device)
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
@@ -108,12 +107,14 @@ class TorchScriptEncoder(Viewer):
         return View(tokens, tokens.mean(dim=1) if summary else None)
 
     @torch.no_grad()
-    def _check(self, file: Path, device: torch.device) -> None:
-        """Raise `UserError` if the file's width or FLOPs are not those of the name."""
+    # Any: a network of TorchScript.
+    def _checked(self, network: Any, file: Path, device: torch.device) -> Maps:
+        """Return the network up to its map. Raises `UserError` for other width or FLOPs than in the name."""
         blank = torch.zeros(1, 3, self._options.size, self._options.size, device=device)
         try:
+            to_maps = maps_of(network, blank, file)
             with FlopCounterMode(display=False) as counter:
-                maps = self._maps(blank)
+                maps = to_maps(blank)
         except RuntimeError as error:
             last = str(error).strip().rpartition("\n")[2]
             raise UserError(f"{file} does not take images of size={self._options.size}: {last}") from error
@@ -128,6 +129,7 @@ class TorchScriptEncoder(Viewer):
                     f"encoder '{self.name}' states {name}={getattr(self._options, name)}, but {file} has "
                     f"{value}; write {name}={value} in its name"
                 )
+        return to_maps
 
 
 def options_of(model: str) -> Options:
@@ -164,24 +166,65 @@ def script_file(choice: EncoderChoice) -> Path:
 
 
 # Any: graphs and functions of TorchScript have no types.
-def maps_of(network: Any, file: Path) -> Maps:
-    """Return a network as a function to maps, from before its last average pool if it returns vectors."""
-    probe = torch.zeros(1, 3, 64, 64, device=next(iter(network.buffers()), torch.zeros(())).device)
-    with torch.no_grad():
-        try:
-            if isinstance(found := network(probe), Tensor) and found.ndim == 4:
-                return network
-        except RuntimeError:
-            # It takes images of another size, which the check of the options names.
-            pass
-    graph = network.graph.copy()
-    pools = [node for node in graph.nodes() if node.kind() in POOLS]
-    if not pools:
-        raise UserError(
-            f"{file} returns no map, and has no average pool before its output; export a network whose "
-            "output is a map (B, dim, rows, columns)"
-        )
-    graph.registerOutput(next(pools[-1].inputs()))
+def maps_of(network: Any, blank: Tensor, file: Path) -> Maps:
+    """Return a network as a function to maps, from before its last average pool if it returns vectors.
+
+    `blank` is an image (1, 3, size, size). Raises `RuntimeError` if the network does not take its size, and
+    `UserError` if it has neither a map nor a pool over all cells of one.
+    """
+    if isinstance(found := network(blank), Tensor) and found.ndim == 4:
+        return network
+    full = network.inlined_graph
+    kinds = [node.kind() for node in full.nodes()]
+    for place in reversed([place for place, kind in enumerate(kinds) if kind in POOLS]):
+        # A graph owns its nodes, and each attempt removes some.
+        graph = full.copy()
+        node = list(graph.nodes())[place]
+        over = _integers(list(node.inputs())[1])
+        maps = _before(network, graph, node)
+        if _pools_all(kinds[place], over, maps(blank)):
+            return maps
+    raise UserError(
+        f"{file} returns no map, and has no average pool over all cells before its output; export a network "
+        "whose output is a map (B, dim, rows, columns)"
+    )
+
+
+def _before(network: Any, graph: Any, node: Any) -> Maps:
+    """Return a network as a function to the first input of a node of its graph, which it changes."""
+    graph.registerOutput(next(node.inputs()))
     graph.eraseOutput(0)
-    before_pool = torch._C._create_function_from_graph("maps", graph)
-    return lambda x: before_pool(network._c, x)
+    # Without it, layers after the pool would be computed and counted.
+    torch._C._jit_pass_dce(graph)
+    function = torch._C._create_function_from_graph("maps", graph)
+    return lambda x: function(network._c, x)
+
+
+def _pools_all(kind: str, over: list[int], maps: Tensor) -> bool:
+    """Return whether a pool over axes, to a size or of a size takes the mean over all cells of maps."""
+    if maps.ndim != 4:
+        return False
+    if kind == "aten::mean":
+        return sorted(axis % 4 for axis in over) == [2, 3]
+    if kind == "aten::adaptive_avg_pool2d":
+        return set(over) == {1}
+    return (over * 2)[:2] == list(maps.shape[2:])
+
+
+def _integers(value: Any) -> list[int]:
+    """Return the integers of a value of a graph; none if they are not constant."""
+    constant = value.toIValue()
+    if constant is None and value.node().kind() == "prim::ListConstruct":
+        constant = [item.toIValue() for item in value.node().inputs()]
+    found = constant if isinstance(constant, list) else [constant]
+    return found if all(isinstance(item, int) for item in found) else []
+
+
+def parameters_of(network: Any) -> int:
+    """Return the number of parameters; those of a frozen network are constants of its graph."""
+    if count := sum(p.numel() for p in network.parameters()):
+        return count
+    # The graph owns its nodes.
+    graph = network.inlined_graph
+    constants = (node.output().toIValue() for node in graph.findAllNodes("prim::Constant"))
+    return sum(value.numel() for value in constants if isinstance(value, Tensor))

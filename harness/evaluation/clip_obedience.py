@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,14 +21,12 @@ TEMPO_NAMES = tuple(TEMPI)
 
 
 class ClipReaders:
-    """The readers of a data set's parts, or of one of them, trained on the training split."""
+    """The readers of a data set's parts, trained on the training split."""
 
-    def __init__(
-        self, dataset: Dataset, truth: Callable[[int], Bounces], train: np.ndarray, only: str
-    ) -> None:
-        """`truth` returns the facts of a sample. `only` is the kind of part to read, `video` or `audio`;
-        empty for all."""
+    def __init__(self, dataset: Dataset, truth: Callable[[int], Bounces], train: np.ndarray) -> None:
+        """`truth` returns the facts of a sample."""
         self._truth = truth
+        self._last: dict[str, tuple[bytes, Facts]] = {}
         self._kinds = [kind_of(shape) for shape in shapes_of(dataset)]
         facts = self.stated(train)
         samples = torch.from_numpy(images(dataset, train)[0])
@@ -35,24 +34,35 @@ class ClipReaders:
         self.of: dict[str, ClipReader] = {
             kind: clip_reader(frames_of_part(part), facts, cache=cache_dir("extractors"))
             for kind, part in zip(self._kinds, parts, strict=True)
-            if only in ("", kind)
         }
 
     def stated(self, places: np.ndarray) -> Facts:
         """Return what the first captions of data set indices (N,) state."""
         return known_facts([self._truth(int(place)) for place in places])
 
-    def shown(self, parts: Sequence[np.ndarray]) -> list[Facts]:
-        """Return the facts that each reader finds in its part of samples."""
+    def shown(self, parts: Sequence[np.ndarray], only: str = "") -> list[Facts]:
+        """Return the facts that each reader finds in its part of samples.
+
+        `only` is the kind of part to read, `video` or `audio`; empty for all.
+        """
         found = zip(self._kinds, parts, strict=True)
-        return [self.of[kind].read(frames_of_part(part)) for kind, part in found if kind in self.of]
+        return [self._read(kind, part) for kind, part in found if only in ("", kind)]
 
     # Any: JSON.
-    def about(self) -> dict[str, Any]:
-        """Return what values depend on, as JSON."""
+    def about(self, only: str = "") -> dict[str, Any]:
+        """Return what values of these parts depend on, as JSON."""
         return {
-            kind: {"sha256": reader.sha256, "accuracy": reader.accuracy} for kind, reader in self.of.items()
+            kind: {"sha256": reader.sha256, "accuracy": reader.accuracy}
+            for kind, reader in self.of.items()
+            if only in ("", kind)
         }
+
+    def _read(self, kind: str, part: np.ndarray) -> Facts:
+        """Return the facts in a part. Those of the last samples are kept, because all metrics need them."""
+        content = hashlib.sha256(np.ascontiguousarray(part).data).digest()
+        if self._last.get(kind, (b"",))[0] != content:
+            self._last[kind] = content, self.of[kind].read(frames_of_part(part))
+        return self._last[kind][1]
 
 
 def known_facts(truths: Sequence[Bounces]) -> Facts:

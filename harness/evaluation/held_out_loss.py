@@ -70,8 +70,9 @@ class HeldOutLoss:
         self.place = held_out[: spec.samples]
         self.spec, self.dataset, self.captions, self.world = spec, dataset, captions, world
         self.shapes = shapes_of(dataset)
-        words = [] if captions is None else [len(text.split()) for text in captions.first_texts(self.place)]
-        self._is_long = np.array(words) > np.median(words) if words else np.zeros(len(self.place), bool)
+        texts = captions.first_texts(self.place) if captions is not None and captions.texts_known else []
+        words = [len(text.split()) for text in texts]
+        self.is_long = np.array(words) > np.median(words) if words else np.zeros(len(self.place), bool)
         """True for samples whose caption has more words than the median, bool (N,)."""
 
     # Any: JSON.
@@ -98,7 +99,7 @@ class HeldOutLoss:
         losses_NKP = torch.cat(rows).numpy()
         if not np.isfinite(losses_NKP).all():
             raise MetricError("the loss is not finite")
-        return named_values(losses_NKP, [kind_of(shape) for shape in self.shapes], self._is_long)
+        return named_values(losses_NKP, [kind_of(shape) for shape in self.shapes], self.is_long)
 
     @torch.no_grad()
     def _losses(self, model: nn.Module, place: np.ndarray) -> Tensor:

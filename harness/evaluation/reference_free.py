@@ -23,7 +23,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -173,7 +173,7 @@ def _obeys(name: str, by: str, dataset: Dataset, train: np.ndarray, __: torch.de
     kind, _, part = by.partition("/")
     of_clips = isinstance(truth(int(train[0])), Bounces)
     measure, about = (
-        _of_clips(kind, ClipReaders(dataset, truth, train, part))
+        _of_clips(kind, part, _clip_readers(_Split(id(dataset), train.tobytes(), dataset, train)))
         if of_clips
         else _of_scenes(kind, dataset, truth, train)
     )
@@ -193,11 +193,29 @@ def _of_scenes(
     return measure, {"sha256": trained.sha256, "accuracy": trained.accuracy}
 
 
-def _of_clips(kind: str, readers: ClipReaders) -> tuple[Measure, dict[str, Any]]:
+def _of_clips(kind: str, only: str, readers: ClipReaders) -> tuple[Measure, dict[str, Any]]:
     def measure(parts: Parts, places: np.ndarray) -> Value:
-        return clip_obedience(kind, readers.shown(parts), readers.stated(places))
+        return clip_obedience(kind, readers.shown(parts, only), readers.stated(places))
 
-    return measure, readers.about()
+    return measure, readers.about(only)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The training split of a data set as the key of a cache; parts of a data set have no hash."""
+
+    identity: int
+    content: bytes
+    dataset: Dataset = field(compare=False)
+    train: np.ndarray = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _clip_readers(split: _Split) -> ClipReaders:
+    """Return the readers trained on a split, which all kinds share."""
+    truth = Capabilities(split.dataset).truth
+    assert truth is not None
+    return ClipReaders(split.dataset, truth, split.train)
 
 
 @lru_cache(maxsize=1)

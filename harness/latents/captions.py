@@ -19,6 +19,7 @@ import numpy as np
 
 from harness.data.disk.caption_features import CaptionFeatures, parse_states, read_states
 from harness.errors import UserError
+from harness.files.progress import progress_bar
 
 TEXTS, TEXT_INDEX, STATES = "captions.bin", "captions.npz", "states.npz"
 DIGEST = 16
@@ -60,8 +61,10 @@ def states_file(features: CaptionFeatures) -> bytes:
     Every file is read. Raises `UserError` for one that is damaged or of another shape.
     """
     shape, digests = features.empty().shape, []
-    for image, count in enumerate(features.captions):
-        digests += [_checked(features.state_file(image, caption), shape) for caption in range(count)]
+    with progress_bar(sum(features.captions), "reading states of captions", unit="files") as advance:
+        for image, count in enumerate(features.captions):
+            digests += [_checked(features.state_file(image, caption), shape) for caption in range(count)]
+            advance(count)
     digests.append(_checked(features.empty_file(), shape))
     joined = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
     return _npz(upto=np.cumsum(features.captions), digests=joined)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from harness.data.waveforms import codec_input_shape, read_waves
 from harness.errors import UserError
 from harness.files.files import held, replacing, write_atomic
 from harness.files.parse import parse_json
-from harness.latents.captions import caption_files
+from harness.latents.captions import TEXT_INDEX, TEXTS, caption_files
 from harness.latents.codec import Codec
 from harness.latents.shards import FORMAT, INDEX, MANIFEST, shard_name, without_places
 from harness.runtime.distributed import World
@@ -151,8 +151,9 @@ class Encoding:
     def further(self) -> dict[str, Callable[[], bytes]]:
         if (captions := Capabilities(self.dataset).captions) is None:
             return {}
-        files = caption_files(map(captions, range(len(self.dataset))))
-        return {name: partial(files.__getitem__, name) for name in files}
+        # All captions are read only if a file is written, and once for both.
+        files = cache(lambda: caption_files(map(captions, range(len(self.dataset)))))
+        return {TEXTS: lambda: files()[TEXTS], TEXT_INDEX: lambda: files()[TEXT_INDEX]}
 
     def closing(self) -> dict[str, Any]:
         return {}

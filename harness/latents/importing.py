@@ -6,6 +6,7 @@ draw) is in the manifest, and they are converted when they are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,7 +29,9 @@ from harness.latents.moments import SAMPLED, Spread, as_moments, check_holds, ch
 from harness.latents.shards import FORMAT
 
 NUMBERED = "uvit"
-"""Layout whose images are named by the number of the sample."""
+"""Layout whose latents are in the order of the numbers of their images."""
+NUMBER = re.compile(r"[0-9]{1,18}$")
+"""The number at the end of the name of an image."""
 TOLERANCE = 0.25
 """Largest relative difference between the mean of an encoded image and the stored one. Another image or
 another autoencoder differs by about 1, another interpolation of the resize by about 0.1."""
@@ -262,16 +265,23 @@ def check_images(job: Importing) -> None:
 
 
 def _check_order(images: Dataset, where: str) -> None:
-    """Raise `UserError` for images named by numbers that are not in the order of these numbers."""
+    """Raise `UserError` for images whose numbers do not increase, because latents are in numeric order.
+
+    Numbers are compared between neighbours whose names are the same but for the number at the end.
+    """
     if (name := Capabilities(images).sample_name) is None:
         return
+    before, last = "", -1
     for index in range(len(images)):
-        stem = Path(name(index)).stem
-        if stem.isdecimal() and int(stem) != index:
+        found = NUMBER.search(str(Path(name(index)).with_suffix("")))
+        prefix, number = (found.string[: found.start()], int(found[0])) if found else ("", -1)
+        if found and prefix == before and number <= last:
             raise UserError(
-                f"{where}: image {index} in the order of names is {name(index)}, which does not belong to "
-                f"latent {index}; pad the numbers with zeros, or give --images none"
+                f"{where}: image {index} in the order of names is {name(index)}, after {name(index - 1)}, so "
+                "images do not belong to the latents of their places; pad the numbers with zeros, or give "
+                "--images none"
             )
+        before, last = prefix, number
 
 
 def check_codec(job: Importing, device: torch.device) -> float | None:

@@ -126,11 +126,8 @@ class FrozenTextEncoder(ABC):
         return joined([self._block(captions[i : i + BLOCK]) for i in range(0, len(captions), BLOCK)])
 
     def _block(self, captions: Sequence[str]) -> Text:
-        """Return the features of at most `BLOCK` captions from a pass of exactly `BLOCK`.
-
-        All passes have one shape, because the last bits of a matrix product depend on its shape.
-        """
-        tokens = self.tokens([*captions, *[""] * (BLOCK - len(captions))])
+        """Return the features of at most `BLOCK` captions from a pass of exactly `BLOCK`."""
+        tokens = self.tokens(padded(captions))
         moved = Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device))
         # Features do not depend on the precision of training, because they are computed once for many runs.
         with torch.autocast(self.device.type, enabled=False):
@@ -141,6 +138,14 @@ class FrozenTextEncoder(ABC):
         if self.settings.padding == "attended":
             return Text(features)[: len(captions)]
         return Text(features * tokens.mask[..., None], tokens.mask)[: len(captions)]
+
+
+def padded(captions: Sequence[str]) -> list[str]:
+    """Return at most `BLOCK` captions, followed by empty ones up to exactly `BLOCK`.
+
+    All passes have one shape, because the last bits of a matrix product depend on its shape.
+    """
+    return [*captions, *[""] * (BLOCK - len(captions))]
 
 
 def joined(texts: Sequence[Text]) -> Text:

@@ -26,7 +26,7 @@ from harness.backbone.condition import Text
 from harness.files.cache import cache_dir
 from harness.files.files import locked, writing
 from harness.files.progress import progress_bar
-from harness.text.base import BLOCK, TextEncoder
+from harness.text.base import BLOCK, TextEncoder, padded
 from harness.text.store import RANGES, Hashes, Rows, Store, check_real_tokens, hashes_of, rows_of
 
 T = TypeVar("T")
@@ -109,11 +109,11 @@ def _cut(store: Store, table: np.ndarray) -> tuple[int, int | None]:
 
 
 def encode_block(encoder: TextEncoder, captions: Sequence[str]) -> Text:
-    """Return the features of at most `BLOCK` captions from a pass of exactly `BLOCK`.
+    """Return the features of at most `BLOCK` captions, which do not depend on the number of others.
 
-    All passes have one shape, so that the features of a caption do not depend on the number of others.
+    An encoder of a plug-in may not pad its passes itself.
     """
-    return encoder.encode([*captions, *[""] * (BLOCK - len(captions))])[: len(captions)]
+    return encoder.encode(padded(captions))[: len(captions)]
 
 
 def _table_of_hashes(captions: Captions, file: Path) -> np.ndarray:

@@ -40,6 +40,9 @@ class RunCaptions:
     Raises `UserError` for data without captions.
     """
 
+    texts_known = True
+    """False if captions are known by their features alone, so that their texts are placeholders."""
+
     def __init__(self, encoder: TextEncoder, dataset: Dataset, note: Note = ignore) -> None:
         captions = Capabilities(dataset).captions
         if captions is None:
@@ -101,6 +104,8 @@ class RunCaptions:
 
 class StoredCaptions(RunCaptions):
     """The captions of a data set by their stored features; their texts are not known."""
+
+    texts_known = False
 
     def __init__(self, encoder: StoredText, dataset: Dataset) -> None:
         self.encoder, self.dataset, self._states = encoder, dataset, encoder.states

@@ -38,6 +38,11 @@ class StoredText:
     @staticmethod
     def architecture(settings: TextSpec, dataset: Dataset) -> TextArchitecture:
         """Return width and length of the stored states; without data, those of CLIP ViT-L/14."""
+        if settings.encoder != NAME:
+            raise UserError(
+                f"text.encoder = {settings.encoder}, but stored features have no choice of a model; set "
+                f"text.encoder={NAME}"
+            )
         for name in ("layer", "pooled", "weights", "sha256", "content", "download"):
             if (value := getattr(settings, name)) != TextSpec.model_fields[name].default:
                 raise UserError(
@@ -72,6 +77,6 @@ class StoredText:
 
 def _no_states() -> UserError:
     return UserError(
-        f"text.encoder = {NAME} needs stored features of captions, which these data do not have; import "
-        "U-ViT's feature folder with flowrace data import, or choose another encoder"
+        f"text.encoder = {NAME} needs stored features of captions, which these data do not have; set "
+        "data.root to U-ViT's feature folder, or choose another encoder"
     )

@@ -19,12 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from harness.data.dataset import USUAL_CAPTIONS
 from harness.data.disk.tables import FILE, caption_rows
 from harness.errors import UserError, unknown
 from harness.files.files import read_text
 
-USUAL = "usual"
-"""The value of `data.caption_key` that reads the column with a usual name."""
 NAMES = ("captions", "caption", "text", "texts", "prompt", "prompts")
 """Names of columns that hold captions."""
 BESIDE = ".txt"
@@ -55,7 +54,7 @@ class Captions:
 
 def caption_column(columns: Sequence[str], key: str, where: str) -> str:
     """Return the column of captions; raises `UserError` for no column, or several, with usual names."""
-    if key != USUAL:
+    if key != USUAL_CAPTIONS:
         if key in columns:
             return key
         raise unknown(f"data.caption_key in {where}", key, columns)
@@ -133,10 +132,10 @@ def folder_captions(root: Path, names: Sequence[str], split: str, key: str) -> C
     if (table := caption_rows(root, split)) is not None:
         file, prefix, rows = table
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        if key != USUAL or any(name.lower() in NAMES for name in columns):
+        if key != USUAL_CAPTIONS or any(name.lower() in NAMES for name in columns):
             column = caption_column([name for name in columns if name != FILE], key, str(file))
             return _of_rows(file, prefix, rows, column, names)
-    if key != USUAL:
+    if key != USUAL_CAPTIONS:
         raise UserError(
             f"data.caption_key = {key}, but {root} has no table with columns; leave it out to read NAME.txt"
         )

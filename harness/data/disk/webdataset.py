@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.config.spec import DataSpec
-from harness.data.disk.captions import MOST_CHARACTERS, NAMES, USUAL, Captions, checked
+from harness.data.dataset import USUAL_CAPTIONS
+from harness.data.disk.captions import MOST_CHARACTERS, NAMES, Captions, checked
 from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels
 from harness.data.disk.packed import (
     PICKLED,
@@ -195,21 +196,23 @@ class _Wanted:
         if not self.caption_key:
             return ""
         endings = dict.fromkeys(ending for group in groups for ending in group.spans)
-        wanted = (TEXT, *NAMES) if self.caption_key == USUAL else (self.caption_key,)
+        wanted = (TEXT, *NAMES) if self.caption_key == USUAL_CAPTIONS else (self.caption_key,)
         for ending in wanted:
             if ending in endings and ending != JSON:
                 return ending
         first = next((group for group in groups if JSON in group.spans), None)
         fields = {} if first is None else _json(file, first)
         found = [
-            name for name in fields if name in wanted or (self.caption_key == USUAL and name.lower() in NAMES)
+            name
+            for name in fields
+            if name in wanted or (self.caption_key == USUAL_CAPTIONS and name.lower() in NAMES)
         ]
         if len(found) > 1:
             raise UserError(
                 f"{file}: .{JSON} has {', '.join(found)}, which may each hold captions; choose one with "
                 "data.caption_key"
             )
-        if not found and self.caption_key != USUAL:
+        if not found and self.caption_key != USUAL_CAPTIONS:
             raise unknown(f"data.caption_key in {file}", self.caption_key, [*endings, *fields])
         return f"{JSON} {found[0]}" if found else ""
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.config.spec import DataSpec
+from harness.data.dataset import USUAL_CAPTIONS
 from harness.errors import UserError
 from harness.runtime.random_streams import Streams
-
-CAPTION_KEY = "usual"
-"""The value of `data.caption_key` that a run with a text encoder sets."""
 
 
 def wants_captions(spec: DataSpec) -> bool:
     """Return whether a spec reads captions; raises `UserError` for the name of a column."""
-    if spec.caption_key not in ("", CAPTION_KEY):
+    if spec.caption_key not in ("", USUAL_CAPTIONS):
         raise UserError(
             f"data.caption_key = {spec.caption_key}: the captions of {spec.name} are generated; leave it out"
         )

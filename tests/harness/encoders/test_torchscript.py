@@ -62,6 +62,74 @@ def test_tokens_are_the_map_before_the_pool_row_by_row(script: tuple[Tiny, Path]
     torch.testing.assert_close(grey, resized.flatten(2).transpose(1, 2))
 
 
+class Pooling(nn.Module):
+    """The convolution of `Tiny`, a pool, and a linear head, with a squeeze and excitation before if asked."""
+
+    def __init__(self, pool: nn.Module, gate: bool = False) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = Tiny(False).conv, pool, nn.Linear(DIM, 3)
+        self.gate = nn.Linear(DIM, DIM) if gate else None
+        self.norm = nn.BatchNorm2d(DIM)
+
+    def maps(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.conv(x))
+        return maps if self.gate is None else maps * self.gate(maps.mean((2, 3)))[..., None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.maps(x)).flatten(1))
+
+
+class Mean(nn.Module):
+    """The mean over the last two axes, which count from the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1), keepdim=True)
+
+
+POOLED = {
+    "adaptive": lambda: Pooling(nn.AdaptiveAvgPool2d(1)),
+    "average": lambda: Pooling(nn.AvgPool2d(SIZE // 4)),
+    "mean": lambda: Pooling(Mean()),
+    "gated": lambda: Pooling(nn.AdaptiveAvgPool2d((1, 1)), gate=True),
+}
+
+
+def traced(network: nn.Module, file: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(network.eval(), torch.zeros(1, 3, SIZE, SIZE)).save(str(file))
+    return file
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_plain_trace_gives_the_map_before_its_last_pool_without_the_head(tmp_path: Path, kind: str) -> None:
+    network = POOLED[kind]()
+    gate = 2 * DIM * DIM if network.gate is not None else 0
+    name = NAME.replace(f"flops={FLOPS}", f"flops={FLOPS + gate}")
+    encoder = opened(name, traced(network, tmp_path / "traced.ts"), grid=(8, 8))
+    with torch.no_grad():
+        expected = network.maps(pictures())
+    torch.testing.assert_close(encoder.features(pictures()), expected.flatten(2).transpose(1, 2))
+    assert encoder.params == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_frozen_network_has_the_parameters_of_its_graph(script: tuple[Tiny, Path]) -> None:
+    network, file = script
+    assert opened(NAME, file, grid=(8, 8)).params == sum(p.numel() for p in network.parameters())
+
+
+def test_pool_of_some_cells_and_another_size_are_one_sentence(tmp_path: Path) -> None:
+    part = nn.Sequential(Tiny(False), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4 * DIM, 3))
+    with pytest.raises(UserError, match="no average pool over all cells"):
+        opened(NAME, traced(part, tmp_path / "part.ts"), grid=(8, 8))
+    fixed = nn.Sequential(Tiny(False), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * DIM, 3))
+    with pytest.raises(UserError, match="no average pool over all cells"):
+        opened(NAME, traced(fixed, tmp_path / "fixed.ts"), grid=(8, 8))
+    flat = nn.Sequential(Tiny(False), nn.Flatten(), nn.Linear(64 * DIM, 3))
+    with pytest.raises(UserError, match="does not take images of size=64"):
+        opened(NAME.replace("size=32", "size=64"), traced(flat, tmp_path / "flat.ts"), grid=(8, 8))
+
+
 @pytest.mark.parametrize(("scale", "low", "high"), [("unit", 0, 1), ("byte", 0, 255)])
 def test_pixels_have_the_range_of_the_name(
     script: tuple[Tiny, Path], scale: str, low: float, high: float

@@ -194,13 +194,35 @@ def test_video_alone_is_measured_by_its_own_reader() -> None:
     assert values[0] == values[1] and values[0].n == 200
 
 
+def test_metrics_of_one_data_set_read_its_split_and_the_samples_once(
+    data: Bounce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, reads = np.arange(40), []
+    places = np.arange(8)
+    parts = parts_of(data, places)
+
+    def read(clips: np.ndarray) -> Facts:
+        reads.append(clips.shape)
+        return Facts(*np.zeros((3, len(clips)), np.int64))
+
+    monkeypatch.setattr(
+        module, "clip_reader", lambda *_, **__: SimpleNamespace(read=read, sha256="", accuracy=1)
+    )
+    monkeypatch.setattr(module, "images", lambda *given: reads.append("split") or images(*given))
+    for name in NAMES:
+        prepared(name, data, train, CPU).measure(parts, places)
+    assert reads == ["split", *(frames_of_part(part).shape for part in parts)]
+    prepared(NAMES[0], data, train, CPU).measure([part[::-1] for part in parts], places)
+    assert len(reads) == 5
+
+
 @pytest.mark.slow
 def test_trained_readers_separate_oracle_from_shuffled_captions() -> None:
     """Clips of 12 frames have one to three impacts, in both tempi."""
     data = open_dataset(text_spec("data.frames=12").data)
     assert isinstance(data, Bounce)
     sides = split(data, 0.1)
-    readers = ClipReaders(data, data.truth, sides.train, "")
+    readers = ClipReaders(data, data.truth, sides.train)
     shown, stated = readers.shown(parts_of(data, sides.held_out)), readers.stated(sides.held_out)
     others = readers.stated(np.roll(sides.held_out, 1))
     for kind in KINDS:

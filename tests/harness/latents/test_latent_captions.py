@@ -15,7 +15,9 @@ from harness.data.dataset import Capabilities
 from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.errors import UserError
+from harness.evaluation.held_out_loss import HeldOutLoss
 from harness.records.record import Record
+from harness.runtime.distributed import World
 from harness.text.captions import RunCaptions, open_captions
 from tests.harness.data.captioned_tars import READ, members, texts
 from tests.harness.data.containers import tar_of
@@ -120,6 +122,14 @@ def test_condition_is_the_stored_state_and_the_null_is_the_empty_context(importe
     assert "46 captions (states of" in line and "1 samples have none (first: sample 5)" in line
 
 
+def test_loss_of_stored_states_has_no_strata_of_length(imported: Path) -> None:
+    """Image 5 has no caption, and the others have names of captions in place of texts."""
+    spec, place = stored_spec(imported), np.array([5, 5, 5, 3])
+    world = World(0, 1, CPU)
+    loss = HeldOutLoss(spec.eval, open_dataset(spec.data), place, captions_of(spec), world)
+    assert not loss.is_long.any()
+
+
 def test_state_that_changes_after_the_import_is_refused(coco: Path, imported: Path, tmp_path: Path) -> None:
     moved = write(tmp_path / "coco", {file.name: file.read_bytes() for file in coco.iterdir()})
     import_data(moved, tmp_path / "out", "--resolution", "8")
@@ -147,6 +157,7 @@ def test_run_trains_on_stored_states(imported: Path, tmp_path: Path) -> None:
     ("overrides", "sentence"),
     [
         (["text.padding=masked"], "set text.padding=attended"),
+        (["text.encoder=stored:clip"], "stored:clip, but stored features have no choice of a model"),
         (["text.length=77"], "text.length = 77, but the stored states have 7 tokens"),
         (["text.pooled=true"], "text.pooled = True, but text.encoder = stored runs no network"),
     ],
@@ -180,6 +191,17 @@ def test_images_in_another_order_than_their_numbers_are_refused(tmp_path: Path) 
         root, tmp_path / "o", "--images", str(write(tmp_path / "a", unpadded)), "--resolution", "32"
     )
     assert isinstance(result.exception, UserError)
-    assert "image 2 in the order of names is 10.png" in str(result.exception)
-    padded = {f"{n:06d}.png": content for n, content in enumerate(unpadded.values())}
-    import_data(root, tmp_path / "o", "--images", str(write(tmp_path / "b", padded)), "--resolution", "32")
+    assert "image 12 in the order of names is 2.png, after 19.png" in str(result.exception)
+    names = {
+        "numbers from 1": lambda n: f"{n + 1:06d}.png",
+        "names of COCO": lambda n: f"COCO_train2014_{9 + 16 * n:012d}.png",
+        "identities of COCO": lambda n: f"{9 + 16 * n:012d}.png",
+    }
+    for kind, name in names.items():
+        padded = {name(n): content for n, content in enumerate(unpadded.values())}
+        images = write(tmp_path / kind, padded)
+        import_data(root, tmp_path / f"o {kind}", "--images", str(images), "--resolution", "32")
+    unpadded = {f"COCO_{n}.png": content for n, content in enumerate(unpadded.values())}
+    images = write(tmp_path / "c", unpadded)
+    result = attempt(root, tmp_path / "o", "--images", str(images), "--resolution", "32")
+    assert "COCO_2.png, after COCO_19.png" in str(result.exception)
