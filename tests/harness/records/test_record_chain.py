@@ -15,7 +15,9 @@ import torch
 from harness.assembly.resolve import load_spec
 from harness.errors import UserError
 from harness.files import files
+from harness.files.hash_chain import open_chain
 from harness.records import checkpoint, record_chain
+from harness.records.evaluations import add_evaluation
 from harness.records.integrity import check_owner, misfits
 from harness.records.record import Record, RecordWriter
 from tests.support.runs import tiny
@@ -317,6 +319,20 @@ def test_link_in_a_run_directory_is_never_written_through(run: Path, tmp_path: P
     (run / name).unlink()
     (run / name).symlink_to(victim)
     # A file that is replaced takes the place of the link.
-    with contextlib.suppress(UserError):
+    refused = name in ("lock", "chain.jsonl")
+    with pytest.raises(UserError, match="it is a link") if refused else contextlib.nullcontext():
         written(run, after=12)
     assert victim.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["register.jsonl", "evaluations.jsonl"])
+def test_link_is_not_appended_to(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_bytes(b"")
+    (tmp_path / name).symlink_to("victim")
+    with pytest.raises(UserError, match=f"cannot write .*{name}: it is a link, which is not written; put"):
+        if name == "evaluations.jsonl":
+            add_evaluation(tmp_path, event(3, "eval"), {})
+        else:
+            with open_chain(tmp_path / name, bool, "a register") as chain:
+                chain.append({"a": 1})
+    assert (tmp_path / "victim").read_bytes() == b""
