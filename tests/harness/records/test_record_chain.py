@@ -18,7 +18,7 @@ from harness.files import files
 from harness.files.hash_chain import open_chain
 from harness.records import checkpoint, record_chain
 from harness.records.evaluations import add_evaluation
-from harness.records.integrity import check_owner, misfits
+from harness.records.integrity import check_owner, misfits, named_misfits
 from harness.records.record import Record, RecordWriter
 from tests.support.runs import tiny
 
@@ -308,6 +308,28 @@ def test_weights_of_another_run_are_named_and_refused(run: Path) -> None:
     check_owner(own)
     with pytest.raises(UserError, match="belongs to run 0123456789ab; restore its own weights"):
         check_owner(foreign)
+
+
+@pytest.mark.parametrize("name", ["chain.jsonl", "events.jsonl"])
+def test_record_that_cannot_be_read_is_named_and_stops_no_report(run: Path, whole: Path, name: str) -> None:
+    (run / name).unlink()
+    (run / name).mkdir()
+    (fault,) = named_misfits([Record(run), Record(whole)])
+    assert fault == f"run {NAME}: cannot read {run / name}: Is a directory"
+
+
+def test_checkpoint_that_vanishes_meanwhile_is_no_fault(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = run / "checkpoints" / "step-00000008.safetensors"
+    checkpoint.save(file, {"ema.x": torch.zeros(1)}, {"run": "0123456789ab", "step": "8"})
+
+    def pruned(folder: Path) -> list[Path]:
+        found = checkpoint.checkpoints(folder)
+        file.unlink(missing_ok=True)
+        return found
+
+    assert misfits(Record(run)) != ()
+    monkeypatch.setattr("harness.records.integrity.checkpoints", pruned)
+    assert misfits(Record(run)) == ()
 
 
 @pytest.mark.parametrize("name", ["lock", "chain.jsonl", "events.jsonl", "environment.json"])
