@@ -101,7 +101,7 @@ def test_pipe_that_is_named_as_torchscript_is_not_opened(cache: Path) -> None:
 
 
 def test_folder_that_cannot_be_read_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The superuser can read all, so the refusal of the system is made here."""
+    """The superuser can read every folder, so the test raises the error of the system."""
     closed, scandir = cache_dir("a b"), os.scandir
 
     def refusing(place: str) -> object:
