@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from harness.cli.security_files import cache_findings, run_findings
 from harness.config import registry
 from harness.files import pictures
 from harness.files.cache import cache_root
-from harness.records.mlflow_store import shown
+from harness.records.mlflow_store import is_address, shown
 from metrics.files import containers
 from metrics.files.media import VIDEO, Encoded
 from metrics.value import MetricError
@@ -59,8 +58,7 @@ def examined(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
 def tracking(environment: Mapping[str, str]) -> Finding:
     """Return whether the tracking URI reveals a password or is sent unencrypted; it is shown without one."""
     uri = environment.get(TRACKING, "")
-    # A query may have a password too.
-    public = shown(uri).partition("?")[0]
+    public = shown(uri)
     if not uri:
         return Finding("ok", "tracking", "sqlite:///mlflow.db in the working directory, without a server")
     if has_credentials(uri):
@@ -71,7 +69,13 @@ def tracking(environment: Mapping[str, str]) -> Finding:
             "can read; remove them from it, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             "or for a database its password file",
         )
-    if uri.startswith("http://") and not _is_local(urlsplit(uri).hostname or ""):
+    if not is_address(uri):
+        # The address is not printed, because what it holds is not known.
+        return Finding(
+            "open", "tracking", f"{TRACKING} is no address; correct it, for example http://[::1]:5000"
+        )
+    parts = urlsplit(uri)
+    if parts.scheme == "http" and not _is_local(parts.hostname or ""):
         return Finding("open", "tracking", f"{public} is not encrypted; set {TRACKING} to https://")
     return Finding("ok", "tracking", f"{public}, without user name and password")
 
@@ -84,7 +88,7 @@ def has_credentials(uri: str) -> bool:
     >>> has_credentials("sqlite:////home/ann/mlflow.db")
     False
     """
-    return shown(uri) != uri or bool(re.search(r"[?&;](password|passwd|pwd|token|secret|user)=", uri, re.I))
+    return shown(uri) != uri
 
 
 def _is_local(host: str) -> bool:

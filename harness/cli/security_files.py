@@ -19,6 +19,7 @@ NAMED = 3
 """Files that a finding names."""
 SCRIPTS = frozenset({".pt", ".pth", ".ts", ".jit", ".torchscript"})
 """Suffixes of files that may hold TorchScript."""
+OWN = "a folder of your own"
 MARKS_OF_RUN = frozenset({"spec.toml", "plan.json"})
 """Files whose folder is a run or a study."""
 
@@ -35,6 +36,8 @@ class Walked:
     """Links whose targets are outside of the folder."""
     scripts: list[Path] = field(default_factory=list)
     """Files of TorchScript, which are programs."""
+    unread: list[Path] = field(default_factory=list)
+    """Folders that this user cannot look into."""
     runs: int = 0
     complete: bool = True
     """No more than `MOST_FILES` files were found."""
@@ -43,7 +46,7 @@ class Walked:
 def walked(folder: Path) -> Walked:
     """Look at a folder and all that is below it, except hidden folders; links are not followed."""
     found, root = Walked(), folder.resolve()
-    for number, path in enumerate(_below(folder)):
+    for number, path in enumerate(_below(folder, found.unread)):
         if number >= MOST_FILES:
             found.complete = False
             break
@@ -59,15 +62,17 @@ def walked(folder: Path) -> Walked:
             found.writable.append(path)
         if about.st_uid not in (os.getuid(), 0):
             found.foreign.append(path)
-        if path.suffix in SCRIPTS and is_torchscript(path):
+        # A pipe would wait for someone who writes into it.
+        if path.suffix in SCRIPTS and stat.S_ISREG(about.st_mode) and is_torchscript(path):
             found.scripts.append(path)
         found.runs += path.name in MARKS_OF_RUN
     return found
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, unread: list[Path]) -> Iterator[Path]:
+    """Yield a folder and all that is below it; add the folders that cannot be read to `unread`."""
     yield folder
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in (*folders, *sorted(files)))
 
@@ -88,7 +93,7 @@ def cache_findings(root: Path) -> list[Finding]:
     about, found = root.stat(), walked(root)
     quoted, problems = shlex.quote(str(root)), []
     if about.st_uid != os.getuid():
-        problems.append(f"{root} belongs to user {about.st_uid}; set FLOWRACE_CACHE to a folder of your own")
+        problems.append(f"{root} belongs to user {about.st_uid}; set FLOWRACE_CACHE to {OWN}")
     elif mode := stat.S_IMODE(about.st_mode) & 0o077:
         how = "write" if mode & 0o022 else "read"
         problems.append(f"other users may {how} {root}; close it with chmod 700 {quoted}")
@@ -100,7 +105,7 @@ def cache_findings(root: Path) -> list[Finding]:
         problems.append(f"{_named(found.foreign)} belong to other users; remove them")
     if found.leaving:
         problems.append(f"{_named(found.leaving)} lead out of the cache; remove these links")
-    opened = [Finding("open", "cache", problem) for problem in problems]
+    opened = [Finding("open", "cache", problem) for problem in problems] + _unread(found, "cache")
     ok = Finding("ok", "cache", f"{root} belongs to this user alone{_cut(found)}")
     return [*(opened or [ok]), *_scripts(found, "cache")]
 
@@ -113,11 +118,20 @@ def run_findings(folder: Path) -> list[Finding]:
         text = f"every user may write {_named(found.writable)}; close them with chmod -R o-w "
         opened.append(Finding("open", "runs", text + shlex.quote(str(folder))))
     if found.foreign:
-        text = f"{_named(found.foreign)} belong to other users; copy what you trust into a folder of your own"
+        text = f"{_named(found.foreign)} belong to other users; copy what you trust into {OWN}"
         opened.append(Finding("open", "runs", text))
+    opened += _unread(found, "runs")
     # A file that the group may write is no finding: with a group for each user that is the usual umask.
     text = f"{found.runs} runs and studies in {folder}, without files that every user may write{_cut(found)}"
     return [*(opened or [Finding("ok", "runs", text)]), *_scripts(found, "folder")]
+
+
+def _unread(found: Walked, what: str) -> list[Finding]:
+    """Return that folders were not looked at, with the command that opens them to this user."""
+    if not found.unread:
+        return []
+    text = f"{_named(found.unread)} cannot be read, and may hold anything; look again after chmod u+rwx "
+    return [Finding("bad", what, text + shlex.join(map(str, found.unread[:NAMED])))]
 
 
 def _scripts(found: Walked, where: str) -> list[Finding]:

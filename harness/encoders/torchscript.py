@@ -217,7 +217,8 @@ def _integers(value: Any) -> list[int]:
     if constant is None and value.node().kind() == "prim::ListConstruct":
         constant = [item.toIValue() for item in value.node().inputs()]
     found = constant if isinstance(constant, list) else [constant]
-    return found if all(isinstance(item, int) for item in found) else []
+    integers = [item for item in found if isinstance(item, int)]
+    return integers if len(integers) == len(found) else []
 
 
 def parameters_of(network: Any) -> int:

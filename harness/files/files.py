@@ -112,7 +112,13 @@ def no_link(path: str, flags: int) -> int:
 
     A folder from a stranger may hold a link to any file of the user. Raises OSError for a link.
     """
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            reason = "it is a link, which is not written; put the file itself in its place"
+            raise OSError(errno.ELOOP, reason, path) from error
+        raise
 
 
 def write_atomic(path: Path, content: bytes) -> None:

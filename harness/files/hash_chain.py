@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import UserError
-from harness.files.files import complete_lines, cut_torn_line, lock_file, sync_file, write_fully, writing
+from harness.files.files import (
+    complete_lines,
+    cut_torn_line,
+    lock_file,
+    no_link,
+    sync_file,
+    write_fully,
+    writing,
+)
 from harness.files.parse import parse_json
 
 # Any: rows are JSON objects.
@@ -45,10 +53,10 @@ def open_chain(
     """Open a chain to append to it, and write what was appended to the disk at the end.
 
     `valid` checks a row, and `what` names the file in messages, for example `a register`. `drop_torn` removes
-    a last line without an end, which a killed process left. Raises `UserError` for a file that was altered or
-    cannot be written.
+    a last line without an end, which a killed process left. Raises `UserError` for a file that was altered,
+    for a link, and if it cannot be written.
     """
-    with writing(file), open(file, "a+b") as lines:
+    with writing(file), open(file, "a+b", opener=no_link) as lines:
         lock_file(lines)
         lines.seek(0)
         content = cut_torn_line(lines) if drop_torn else lines.read()
@@ -59,26 +67,23 @@ def open_chain(
 
 def read_chain(file: Path, valid: Callable[[Row], bool], what: str, *, drop_torn: bool = False) -> list[Row]:
     """Return the rows of a chain; empty without a file. Raises `UserError` if it was altered."""
-    try:
-        content = file.read_bytes()
-        if drop_torn:
-            content = complete_lines(content)
-        return _checked(file, content, valid, what)[0]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    content = _content(file)
+    return _checked(file, complete_lines(content) if drop_torn else content, valid, what)[0]
 
 
 def read_heads(file: Path) -> list[str]:
     """Return the hash of every complete line of a chain; empty without a file."""
+    return [_digest(line) for line in complete_lines(_content(file)).splitlines()]
+
+
+def _content(file: Path) -> bytes:
+    """Return the bytes of a file; empty without one."""
     try:
-        content = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
-        return []
+        return b""
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    return [_digest(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 
 def _checked(file: Path, content: bytes, valid: Callable[[Row], bool], what: str) -> tuple[list[Row], str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import UserError
-from harness.files.files import cut_torn_line, exclusive, sync_file, writing
+from harness.files.files import cut_torn_line, exclusive, no_link, sync_file, writing
 from harness.files.json_table import adding_to, write_table
 from harness.files.parse import parse_json
 from harness.records.events import Event, read_events
@@ -180,7 +180,8 @@ def add_evaluation(run: Path, line: Event, about: Mapping[str, Any]) -> None:
         if line["protocol"] not in known:
             write_table(run / PROTOCOLS, {**known, line["protocol"]: dict(about)})
     file = run / EVALUATIONS
-    with writing(file), exclusive(run / f"{EVALUATIONS}.lock"), open(file, "ab+") as lines:
+    lock = run / f"{EVALUATIONS}.lock"
+    with writing(file), exclusive(lock), open(file, "ab+", opener=no_link) as lines:
         complete = cut_torn_line(lines)
         new = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         if new not in complete.splitlines(keepends=True):

@@ -19,12 +19,15 @@ def misfits(record: Record) -> tuple[str, ...]:
 
     Records of versions without chains, and curves of other tools, have nothing to compare.
     """
-    for _ in range(TRIES if record.path.is_dir() else 0):
-        before = _content(record.path / CHAIN)
-        found = tuple(_misfits(record))
-        # The run may have been resumed between two readings.
-        if not found or _content(record.path / CHAIN) == before:
-            return found
+    try:
+        for _ in range(TRIES if record.path.is_dir() else 0):
+            before = _content(record.path / CHAIN)
+            found = tuple(_misfits(record))
+            # The run may have been resumed between two readings.
+            if not found or _content(record.path / CHAIN) == before:
+                return found
+    except UserError as error:
+        return (str(error),)
     return ()
 
 
@@ -42,8 +45,8 @@ def check_owner(file: Path) -> None:
 
 def _misfits(record: Record) -> Iterator[str]:
     run = record.path
-    done, content = (run / DONE).exists(), _content(run / EVENTS)
     try:
+        done, content = (run / DONE).exists(), _content(run / EVENTS)
         links = read_links(run)
         if not links and any("chain" in start for start in record.environment):
             yield f"its {CHAIN} is missing, so that nothing shows whether it is complete"
@@ -62,7 +65,13 @@ def _foreign(record: Record, files: Sequence[Path]) -> str:
     """Return which of these weights belong to another run. Starts of version 0.1 do not name their run."""
     names = [start["run"] for start in record.environment if "run" in start]
     for file in files if names else ():
-        owner = read_header(file).get("run")
+        try:
+            owner = read_header(file).get("run")
+        except UserError:
+            # A run in progress deletes old checkpoints.
+            if file.exists():
+                raise
+            continue
         if owner is not None and owner not in names:
             return f"its {file.parent.name}/{file.name} belongs to run {owner}"
     return ""

@@ -68,7 +68,7 @@ def copied_file_store(store: Path) -> Iterator[Any]:
             yield MlflowClient(tracking_uri=copy.as_uri())
         except (MlflowException, shutil.Error, OSError) as error:
             raise UserError(
-                f"cannot read the MLflow file store {store}: {_first_line(error)}; convert it: mlflow "
+                f"cannot read the MLflow file store {store}: {first_line(error)}; convert it: mlflow "
                 f"migrate-filestore --source {store} --target sqlite:///mlflow.db"
             ) from error
         finally:
@@ -146,10 +146,6 @@ def _upgrade(file: Path, copy: Path) -> None:
     # Migrations raise errors of many libraries, and each means that the copy is not readable.
     except Exception as error:
         raise UserError(
-            f"{about}, and MLflow {mlflow.__version__} cannot upgrade a copy of it ({_first_line(error)}); "
+            f"{about}, and MLflow {mlflow.__version__} cannot upgrade a copy of it ({first_line(error)}); "
             f"try it by hand: cp {file} copy.db && mlflow db upgrade sqlite:///copy.db"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return first_line(error)

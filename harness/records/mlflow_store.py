@@ -14,11 +14,20 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from harness.errors import UserError, first_line
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
+# A password may contain a slash. In the address of a server, what follows a port is a path.
+_USER_OF_DATABASE = re.compile(r"(?<!http:)(?<!https:)//(?:[^/?#]*|[^:/]*:[^@]*)@", re.I)
+_USER_OF_SERVER = re.compile(r"(https?://)(?:[^/?#]*|[^:/?#@\[]*:(?![0-9]*(?:[/?#]|:?\s|$))[^@]*)@", re.I)
+_SECRET = (
+    r"(?:[\w.-]*(?:password|passwd|pwd|token|secret|api_?key)[\w.-]*|user(?:name)?|odbc_connect)=[^&#\s]*"
+)
+_FIRST_SECRET = re.compile(rf"\?{_SECRET}(&?)", re.I)
+_LATER_SECRET = re.compile(rf"[&;]{_SECRET}", re.I)
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -66,6 +75,8 @@ def open_store(uri: str | None) -> Iterator[Any]:
     from sqlalchemy.exc import SQLAlchemyError
 
     store = store_uri(uri)
+    if not is_address(store):
+        raise UserError(f"{shown(store)} is no address of a store; expected for example http://[::1]:5000")
     try:
         with _locked_database(store) if store.startswith(SQLITE) else nullcontext():
             _check_schema(store)
@@ -152,15 +163,30 @@ def artifact_folder(uri: str | None, experiment: str) -> str | None:
     return (Path(store.removeprefix(SQLITE)).parent / "mlruns" / experiment).as_uri()
 
 
+def is_address(uri: str) -> bool:
+    """Return whether the host of a URI can be read.
+
+    >>> is_address("http://[::1]:5000"), is_address("http://[::1:5000"), is_address("sqlite:///mlflow.db")
+    (True, False, True)
+    """
+    try:
+        urlsplit(uri)
+    except ValueError:
+        return False
+    return True
+
+
 def shown(uri: str) -> str:
-    """Return a URI without user name and password.
+    """Return a URI, or a message with one, without user name, password, and settings that are named as one.
 
     >>> shown("https://ann:p@ss@host/x"), shown("postgresql://ann:a/b@host/db")
     ('https://host/x', 'postgresql://host/db')
+    >>> shown("https://host:5000/a@b"), shown("postgresql://host/db?user=ann&password=x&port=3")
+    ('https://host:5000/a@b', 'postgresql://host/db?port=3')
     """
-    # A password of a database may contain a slash.
-    secret = r"[^/?#]*" if uri.startswith("http") else r"(?:[^/?#]*|[^:/]*:[^@]*)"
-    return re.sub(f"//{secret}@", "//", uri)
+    uri = _USER_OF_SERVER.sub(r"\1", _USER_OF_DATABASE.sub("//", uri))
+    uri = _LATER_SECRET.sub("", uri)
+    return _FIRST_SECRET.sub(lambda found: "?" if found[1] else "", uri)
 
 
 def _check_schema(store: str) -> None:

@@ -40,7 +40,7 @@ def event_fault(event: Any) -> str:
     if not is_count(event.get("step")):
         return "is not an event (a JSON object with kind and step): its step is no whole number"
     for name in ("images", "flops"):
-        if name in event and not (is_number(event[name]) and event[name] >= 0):
+        if name in event and not is_amount(event[name]):
             return f"has {name} that are no number"
     if "seconds" in event and not _are_numbers(event["seconds"], is_amount):
         return "has seconds that are no table of numbers"

@@ -156,11 +156,18 @@ def _sums(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _relation(flow: float, auxiliary: float, mixed: float) -> dict[str, float | None]:
-    """Return share and cosine from the three inner products."""
+    """Return share and cosine from the three inner products; None where they are not defined.
+
+    >>> _relation(4.0, 4.0, -2.0), _relation(4.0, 4.0, math.nan)
+    ({'share': 0.5, 'cosine': -0.5}, {'share': None, 'cosine': None})
+    """
+    # Python's min and max take a cosine that is no number for 1.
+    if not all(map(math.isfinite, (flow, auxiliary, mixed))):
+        return {"share": None, "cosine": None}
     f, a = math.sqrt(flow), math.sqrt(auxiliary)
     return {
-        "share": _finite(a / (f + a)) if f + a else None,
-        "cosine": _finite(max(-1.0, min(1.0, mixed / (f * a)))) if f * a else None,
+        "share": a / (f + a) if f + a else None,
+        "cosine": max(-1.0, min(1.0, mixed / (f * a))) if f * a else None,
     }
 
 

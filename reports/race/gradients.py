@@ -41,7 +41,8 @@ class GradientArm:
 
     arm: str
     state: State
-    """none: no auxiliary term; off: it has ended by its schedule; dead: the share is below 1 %."""
+    """none: no auxiliary term; off: it has ended by its schedule before the last reading; dead: the share is
+    below 1 %."""
     first: int
     """The first step of the last quarter."""
     last: int
@@ -181,7 +182,8 @@ def _state(
         low, high = share.low, share.high
     else:
         # One seed has no interval, so all its readings must agree.
-        known = [v for own in quarters for event in own if (v := value_of(event, "share")) is not None]
+        each = (own for own in quarters if not _has_ended(own))
+        known = [v for own in each for event in own if (v := value_of(event, "share")) is not None]
         low, high = min(known), max(known)
     return "dead" if high < DEAD else "steers" if low >= DEAD else "undecided"
 
@@ -203,7 +205,15 @@ def _last_quarter(events: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     return events[-max(1, len(events) // 4) :]
 
 
+def _has_ended(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the last of these readings has no auxiliary gradient."""
+    return "auxiliary" not in events[-1].get("norms", {})
+
+
 def _mean(events: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return the mean over readings; None for a quantity of alignment that ended before the last of them."""
+    if name != "flow" and _has_ended(events):
+        return None
     known = [value for event in events if (value := value_of(event, name)) is not None]
     return float(np.mean(known)) if known else None
 

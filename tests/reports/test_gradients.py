@@ -189,11 +189,25 @@ def test_run_that_ended_early_is_drawn_and_not_averaged(tmp_path: Path) -> None:
     assert {"sra", "repa"} <= {text.get_text() for text in legend.get_texts()}
 
 
-def test_alignment_that_has_ended_is_neither_dead_nor_steady(tmp_path: Path) -> None:
-    record = write_run(tmp_path / "haste", "haste", 0)
-    log(record, [event(s, 0.2, 0.1, 0.4) if s <= 1000 else plain(s) for s in STEPS])
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("end", [1000, 1600, 1900])
+def test_alignment_that_has_ended_is_neither_dead_nor_steady(tmp_path: Path, seeds: int, end: int) -> None:
+    """Also if it ended within the last quarter, which begins at step 1600."""
+    for seed in range(seeds):
+        record = write_run(tmp_path / f"haste-{seed}", "haste", seed)
+        log(record, [event(s, 0.2, 0.1, 0.4) if s <= end else plain(s) for s in STEPS])
     _, arms = by_arm(tmp_path)
     assert arms["haste"].state == "off" and "ended by its schedule" in reading(arms["haste"])
+    assert set(arms["haste"].means) == {"flow"} and arms["haste"].means["flow"].n == seeds
+
+
+def test_arm_is_judged_by_its_runs_whose_alignment_has_not_ended(tmp_path: Path) -> None:
+    """The other one ended with a share that alone would make it undecided."""
+    for seed, (share, end) in enumerate([(0.2, 2000), (0.001, 1900)]):
+        record = write_run(tmp_path / f"haste-{seed}", "haste", seed)
+        log(record, [event(s, share, 0.1, 0.4) if s <= end else plain(s) for s in STEPS])
+    _, arms = by_arm(tmp_path)
+    assert arms["haste"].state == "steers" and arms["haste"].means["share"].n == 1
 
 
 def test_interval_of_a_cosine_ends_at_one(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from harness.errors import UserError, first_line, unknown
 from harness.files.parse import parse_json
 from harness.records.early_end import EarlyEnd, parse_early_end
 from harness.records.mlflow_copy import copied_database, copied_file_store
-from harness.records.mlflow_store import SQLITE, quiet_mlflow, shown
+from harness.records.mlflow_store import SQLITE, is_address, quiet_mlflow, shown
 from harness.records.record import TRAINING_PHASES, tracked_name
 from reports.audit.inputs.run_log import FREE, AuditArms, AuditRun, Progress, ReadRun, collect_arms
 from reports.race.comparability import machine_kinds
@@ -83,7 +83,7 @@ def split_experiment(source: str) -> tuple[str, str]:
 @contextmanager
 def open_for_reading(uri: str) -> Iterator[Any]:
     """Yield an `MlflowClient` of a store that is not written; raises `UserError` if it cannot be read."""
-    if uri.startswith("http") and urlsplit(uri).hostname not in LOOPBACK:
+    if uri.startswith("http") and not (is_address(uri) and urlsplit(uri).hostname in LOOPBACK):
         raise UserError(f"{shown(uri)}: only a server on this machine can be read ({', '.join(LOOPBACK)})")
     quiet_mlflow()
     from mlflow import MlflowClient

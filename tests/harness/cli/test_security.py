@@ -94,6 +94,27 @@ def test_torchscript_is_listed_with_its_checksum_and_weights_are_not(cache: Path
     assert found.text.endswith(f"net.pt?sha256={file_sha256(cache / 'net.pt')}")
 
 
+def test_pipe_that_is_named_as_torchscript_is_not_opened(cache: Path) -> None:
+    """Opening it would wait for someone who writes into it."""
+    os.mkfifo(cache / "net.pt")
+    assert states(cache_findings(cache)) == ["ok", "ok"]
+
+
+def test_folder_that_cannot_be_read_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The superuser can read every folder, so the test raises the error of the system."""
+    closed, scandir = cache_dir("a b"), os.scandir
+
+    def refusing(place: str) -> object:
+        if str(place) == str(closed):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    for found in (cache_findings(cache), run_findings(cache)):
+        assert states(found) == ["bad", "ok"]
+        assert f"{closed} cannot be read" in found[0].text and found[0].text.endswith(f"u+rwx '{closed}'")
+
+
 def test_run_that_every_user_may_write_is_open_until_the_command_is_typed(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "0123456789ab"
     run.mkdir(parents=True)
@@ -126,6 +147,16 @@ def test_large_folder_is_looked_at_up_to_a_bound(tmp_path: Path, monkeypatch: py
         (f"https://ann:x@{PASSWORD}@host", "open"),
         (f"postgresql://ann:{PASSWORD}/x@host/db", "open"),
         (f"postgresql://host/db?user=ann&password={PASSWORD}", "open"),
+        (f"https://ann:{PASSWORD}/x@host", "open"),
+        (f"https://ann:x/{PASSWORD}@host", "open"),
+        (f"https://host/x?token={PASSWORD}#y", "open"),
+        (f"HTTPS://ann:{PASSWORD}@host", "open"),
+        ("HTTP://host:5000", "open"),
+        ("HTTP://LOCALHOST:5000", "ok"),
+        ("http://[::1]:5000", "ok"),
+        ("http://[::1:5000", "open"),
+        (f"http://[{PASSWORD}", "open"),
+        ("https://host:5000/lab@home", "ok"),
     ],
 )
 def test_tracking_uri_with_a_password_is_open_and_not_printed(uri: str, state: str) -> None:

@@ -15,8 +15,10 @@ import torch
 from harness.assembly.resolve import load_spec
 from harness.errors import UserError
 from harness.files import files
+from harness.files.hash_chain import open_chain
 from harness.records import checkpoint, record_chain
-from harness.records.integrity import check_owner, misfits
+from harness.records.evaluations import add_evaluation
+from harness.records.integrity import check_owner, misfits, named_misfits
 from harness.records.record import Record, RecordWriter
 from tests.support.runs import tiny
 
@@ -308,6 +310,28 @@ def test_weights_of_another_run_are_named_and_refused(run: Path) -> None:
         check_owner(foreign)
 
 
+@pytest.mark.parametrize("name", ["chain.jsonl", "events.jsonl"])
+def test_record_that_cannot_be_read_is_named_and_stops_no_report(run: Path, whole: Path, name: str) -> None:
+    (run / name).unlink()
+    (run / name).mkdir()
+    (fault,) = named_misfits([Record(run), Record(whole)])
+    assert fault == f"run {NAME}: cannot read {run / name}: Is a directory"
+
+
+def test_checkpoint_that_vanishes_meanwhile_is_no_fault(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = run / "checkpoints" / "step-00000008.safetensors"
+    checkpoint.save(file, {"ema.x": torch.zeros(1)}, {"run": "0123456789ab", "step": "8"})
+
+    def pruned(folder: Path) -> list[Path]:
+        found = checkpoint.checkpoints(folder)
+        file.unlink(missing_ok=True)
+        return found
+
+    assert misfits(Record(run)) != ()
+    monkeypatch.setattr("harness.records.integrity.checkpoints", pruned)
+    assert misfits(Record(run)) == ()
+
+
 @pytest.mark.parametrize("name", ["lock", "chain.jsonl", "events.jsonl", "environment.json"])
 def test_link_in_a_run_directory_is_never_written_through(run: Path, tmp_path: Path, name: str) -> None:
     """A directory from a stranger may hold a link to a file of the user."""
@@ -317,6 +341,20 @@ def test_link_in_a_run_directory_is_never_written_through(run: Path, tmp_path: P
     (run / name).unlink()
     (run / name).symlink_to(victim)
     # A file that is replaced takes the place of the link.
-    with contextlib.suppress(UserError):
+    refused = name in ("lock", "chain.jsonl")
+    with pytest.raises(UserError, match="it is a link") if refused else contextlib.nullcontext():
         written(run, after=12)
     assert victim.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["register.jsonl", "evaluations.jsonl"])
+def test_link_is_not_appended_to(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_bytes(b"")
+    (tmp_path / name).symlink_to("victim")
+    with pytest.raises(UserError, match=f"cannot write .*{name}: it is a link, which is not written; put"):
+        if name == "evaluations.jsonl":
+            add_evaluation(tmp_path, event(3, "eval"), {})
+        else:
+            with open_chain(tmp_path / name, bool, "a register") as chain:
+                chain.append({"a": 1})
+    assert (tmp_path / "victim").read_bytes() == b""

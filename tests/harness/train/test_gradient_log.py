@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.assembly.build import method_of_spec
 from harness.assembly.resolve import load_spec
@@ -20,7 +21,7 @@ from harness.errors import UserError
 from harness.records import checkpoint_files
 from harness.records.record import DONE, TRAINING_PHASES, Record
 from harness.records.tables import gradient_table
-from harness.train.gradient_log import place_of
+from harness.train.gradient_log import GradientReading, place_of
 from tests.support.forked import in_world
 from tests.support.modal import modal
 from tests.support.runs import TINY, events, everything, tiny, trained
@@ -92,6 +93,17 @@ def test_plain_flow_matching_has_norms_alone(tmp_path: Path) -> None:
     assert list(event["features"]) == ["student 1", "student 3", "student 4"]
     # One pass forward and back, as in a step.
     assert event["reading_flops"] == count_spec(tiny()).per_step["student"]
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_relation_of_gradients_that_are_not_finite_is_undefined(place: int, value: float) -> None:
+    """A NaN is no cosine of 1, and an infinite norm of the flow loss no share of 0."""
+    products = torch.tensor([[4.0, 1.0], [1.0, 0.0], [0.5, 0.0]])
+    products[place, 0] = value
+    fields = GradientReading(products, torch.zeros(0), (), True, 0).fields()
+    assert fields["share"] is fields["cosine"] is None
+    assert fields["reached"] == {"blocks": 0, "share": None, "cosine": None}
 
 
 @pytest.mark.slow
