@@ -246,14 +246,16 @@ def test_page_and_json_state_the_readings(folder: Path) -> None:
 
 def test_figure_has_a_panel_for_each_quantity_that_exists(folder: Path, tmp_path: Path) -> None:
     report = RaceReport(read_race([folder], baseline="flow"))
-    drawn = draw_gradients(report.race, gradients_of(report.race), 3.3).figure
+    assert report.gradients is not None
+    drawn = draw_gradients(report.race, report.gradients, 3.3).figure
     panels = [axes.get_ylabel() for axes in drawn.axes]
     assert panels == [panel.label for panel in PANELS]
     # Three seeds and a mean for each arm, flow's without an auxiliary term; and the line at 1 %.
     assert [len(axes.get_lines()) for axes in drawn.axes] == [9, 9, 12, 8, 12]
     log(write_run(tmp_path / "flow-0", "flow", 0), [plain(step) for step in STEPS])
-    race = read_race([tmp_path])
-    alone = draw_gradients(race, gradients_of(race), 3.3).figure
+    report = RaceReport(read_race([tmp_path]))
+    assert report.gradients is not None
+    alone = draw_gradients(report.race, report.gradients, 3.3).figure
     assert [axes.get_ylabel() for axes in alone.axes] == ["norm, flow loss", "norm of features"]
 
 
