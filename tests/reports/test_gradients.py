@@ -133,14 +133,6 @@ def test_state_needs_the_interval_on_one_side_of_one_percent(
     assert arms["sra"].state == state
 
 
-def test_loss_that_still_changes_is_not_called_steady(tmp_path: Path) -> None:
-    arm(tmp_path, "repa", lambda _: 0.3, loss=lambda step: -step / 2000)
-    _, arms = by_arm(tmp_path)
-    # Mean losses of steps 1100 to 1500 and 1600 to 2000.
-    assert arms["repa"].means["change"].mean == pytest.approx(-(0.9 - 0.65) / 0.65)
-    assert "its loss still changes" in reading(arms["repa"])
-
-
 @pytest.mark.parametrize(
     ("falls", "trend", "words"),
     [
@@ -187,6 +179,14 @@ def test_run_that_ended_early_is_drawn_and_not_averaged(tmp_path: Path) -> None:
     with with_look(Look(legend=True)):
         legend = draw_gradients(race, found, 3.3).figure.legends[0]
     assert {"sra", "repa"} <= {text.get_text() for text in legend.get_texts()}
+
+
+def test_loss_that_still_changes_is_not_called_steady(tmp_path: Path) -> None:
+    arm(tmp_path, "repa", lambda _: 0.3, loss=lambda step: -step / 2000)
+    _, arms = by_arm(tmp_path)
+    # Mean losses of steps 1100 to 1500 and 1600 to 2000.
+    assert arms["repa"].means["change"].mean == pytest.approx(-(0.9 - 0.65) / 0.65)
+    assert "its loss still changes" in reading(arms["repa"])
 
 
 def test_alignment_that_has_ended_is_neither_dead_nor_steady(tmp_path: Path) -> None:
