@@ -62,12 +62,19 @@ def arm_rows(race: Race) -> list[Row]:
 
 
 def mlperf_rows(race: Race) -> list[Row]:
-    """Return MLPerf's aggregate by axis and arm, without a value and with the reason if it is invalid."""
+    """Return MLPerf's aggregate by axis and arm, without a value and with the reason if it is invalid.
+
+    Arms without a run that counts, and races without a target, have none.
+    """
     found = []
     for axis in race.axes:
         for arm in race.arms:
-            own = aggregate(run.time(axis) for run in race.of(arm.label) if run.crosses)
-            if own.n:
+            runs = race.of(arm.label)
+            times = [run.time(axis) for run in runs if run.crosses]
+            lost = sum(not run.evaluated and run.record.status == "failed" for run in runs)
+            missing = len(runs) - len(times) - lost + sum(arm.holds(one.values) for one in race.missing)
+            if times:
+                own = aggregate(times, lost=lost, missing=missing)
                 about = {"axis": axis, "method": arm.label, "n": own.n, "time": own.value}
                 found.append(about | {"invalid": own.why or None})
     return found

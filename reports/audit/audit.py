@@ -18,7 +18,7 @@ from harness.records.targets import TargetRule, target_value
 from reports.audit.curve_shape import Dual, by_target, dual_speedup, horizon, slopes, speedup_between
 from reports.audit.decision import Verdict, decide, holm, p_values
 from reports.audit.inputs.claim import Claim, Tuning
-from reports.audit.inputs.run_log import AuditRun, AuditRuns
+from reports.audit.inputs.run_log import AuditRun, AuditRuns, Places
 from reports.audit.preconditions import Reason, clock_problem, failed_preconditions, target_reasons
 from reports.audit.register import Standing
 from reports.stats.crossing import Crossing, crossing, first_crossing
@@ -126,9 +126,18 @@ class Audit:
         if self.crossings is None:
             return {}
         axis, names = self.claim.axis, (self.claim.baseline, self.claim.candidate)
+        rule = self.claim.sequential
+        # Runs of later pairs are none of the look that decided.
+        seeds = None if rule is None or not self.looks else rule.order[: self.looks[-1].n]
+
+        def count(places: Places, name: str) -> int:
+            return sum(arm == name and (seeds is None or seed in seeds) for arm, seed in places)
+
         return {
             name: aggregate(
-                Time(run.costs.at(axis, own[seed].step), own[seed].censored) for seed, run in arm.items()
+                [Time(run.costs.at(axis, own[seed].step), own[seed].censored) for seed, run in arm.items()],
+                lost=count(self.logs.lost, name),
+                missing=count(self.logs.missing, name),
             )
             for name, arm, own in zip(names, _arms(self.logs), self.crossings, strict=True)
         }
@@ -164,8 +173,14 @@ def audit_claim(
     tuning = tuning or {}
     tuned_on = set(tuning.get(claim.baseline, Tuning()).seeds)
     setters = [log for seed, log in logs.baseline.items() if seed in tuned_on]
+    tuners = frozenset((claim.baseline, seed) for seed in tuned_on)
     judged = matched(
-        replace(logs, baseline={s: log for s, log in logs.baseline.items() if s not in tuned_on})
+        replace(
+            logs,
+            baseline={s: log for s, log in logs.baseline.items() if s not in tuned_on},
+            lost=logs.lost - tuners,
+            missing=logs.missing - tuners,
+        )
     )
     reasons = failed_preconditions(claim, judged, tuning, setters if claim.step is not None else ())
     empty = Audit(claim, "inconclusive", tuple(reasons), judged, standing=standing, notes=judged.notes)

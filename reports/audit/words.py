@@ -134,6 +134,7 @@ def mlperf_summary(found: Audit) -> dict[str, Any]:
     return {
         "rule": RULE,
         "times": values,
+        "n": {name: one.n for name, one in own.items()},
         "invalid": {name: one.why for name, one in own.items() if one.why},
         "ratio": base / cand if base and cand else None,
     }
@@ -145,7 +146,8 @@ def _about_mlperf(found: Audit) -> list[str]:
         return []
     own = found.mlperf()
     shown = {
-        name: f"invalid ({one.why})" if one.value is None else quantity(axis, one.value)
+        name: f"{'invalid' if one.value is None else quantity(axis, one.value)} "
+        f"(n = {one.n}{f'; {one.why}' if one.why else ''})"
         for name, one in own.items()
     }
     texts = [f"{found.shown(name)} {text}" for name, text in shown.items()]

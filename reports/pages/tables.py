@@ -89,7 +89,8 @@ def mlperf_line(race: Race) -> str:
     if all(row["time"] is None for row in rows):
         return ""
     texts = [
-        f"{row['method']} {quantity('steps', row['time']) if row['time'] is not None else 'invalid'}"
+        f"{row['method']} {quantity('steps', row['time']) if row['time'] is not None else 'invalid'} "
+        f"(n = {row['n']}{'; ' + row['invalid'] if row['invalid'] else ''})"
         for row in rows
     ]
     return f"MLPerf's aggregate of steps ({RULE}): {', '.join(texts)}."

@@ -40,6 +40,10 @@ class RaceArm:
     def encoder(self) -> str | None:
         return encoder_name(self.fields)
 
+    def holds(self, planned: Mapping[str, Any]) -> bool:
+        """Return whether a planned run with these axis values belongs to the arm."""
+        return all(self.fields.get(path, own) == own for path, own in planned.items() if path != "seed")
+
 
 def arms_of(records: Sequence[Record], names: Mapping[str, str] | None = None) -> list[RaceArm]:
     """Return records grouped into arms, sorted by label (numbers by value).

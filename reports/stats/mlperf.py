@@ -2,7 +2,8 @@
 
     value = (sum T - min T - max T) / (n - 2)        n >= 3
 
-A run that did not reach the target is the slowest one, and a second one makes the result invalid. The rule
+A run that did not reach the target is the slowest one, and a second one makes the result invalid. So is a run
+that failed before its first evaluation. While a planned run has not ended, the result is invalid. The rule
 defines no interval, so it is shown next to the speed-up of this package and decides nothing (MLPerf Training
 Benchmark, arXiv 1910.01500).
 """
@@ -32,10 +33,18 @@ class Aggregate:
     """Why it is invalid."""
 
 
-def aggregate(times: Iterable[Time]) -> Aggregate:
-    """Return MLPerf's aggregate of an arm's times."""
-    times = list(times)
+def aggregate(times: Iterable[Time], *, lost: int = 0, missing: int = 0) -> Aggregate:
+    """Return MLPerf's aggregate of an arm's times.
+
+    `lost` is the number of further runs that failed before their first evaluation, `missing` that of further
+    runs without an end.
+    """
+    times = [*times, *(Time(math.inf, "right") for _ in range(lost))]
     n = len(times)
+    if missing:
+        return Aggregate(
+            None, n, f"{missing} of {n + missing} runs {'is' if missing == 1 else 'are'} missing"
+        )
     if n < FEWEST:
         return Aggregate(None, n, f"{n} {'run' if n == 1 else 'runs'}; it needs {FEWEST}")
     never, early = (sum(time.censored == side for time in times) for side in ("right", "left"))

@@ -133,14 +133,6 @@ def test_state_needs_the_interval_on_one_side_of_one_percent(
     assert arms["sra"].state == state
 
 
-def test_loss_that_still_changes_is_not_called_steady(tmp_path: Path) -> None:
-    arm(tmp_path, "repa", lambda _: 0.3, loss=lambda step: -step / 2000)
-    _, arms = by_arm(tmp_path)
-    # Mean losses of steps 1100 to 1500 and 1600 to 2000.
-    assert arms["repa"].means["change"].mean == pytest.approx(-(0.9 - 0.65) / 0.65)
-    assert "its loss still changes" in reading(arms["repa"])
-
-
 @pytest.mark.parametrize(
     ("falls", "trend", "words"),
     [
@@ -187,6 +179,14 @@ def test_run_that_ended_early_is_drawn_and_not_averaged(tmp_path: Path) -> None:
     with with_look(Look(legend=True)):
         legend = draw_gradients(race, found, 3.3).figure.legends[0]
     assert {"sra", "repa"} <= {text.get_text() for text in legend.get_texts()}
+
+
+def test_loss_that_still_changes_is_not_called_steady(tmp_path: Path) -> None:
+    arm(tmp_path, "repa", lambda _: 0.3, loss=lambda step: -step / 2000)
+    _, arms = by_arm(tmp_path)
+    # Mean losses of steps 1100 to 1500 and 1600 to 2000.
+    assert arms["repa"].means["change"].mean == pytest.approx(-(0.9 - 0.65) / 0.65)
+    assert "its loss still changes" in reading(arms["repa"])
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -260,14 +260,16 @@ def test_page_and_json_state_the_readings(folder: Path) -> None:
 
 def test_figure_has_a_panel_for_each_quantity_that_exists(folder: Path, tmp_path: Path) -> None:
     report = RaceReport(read_race([folder], baseline="flow"))
-    drawn = draw_gradients(report.race, gradients_of(report.race), 3.3).figure
+    assert report.gradients is not None
+    drawn = draw_gradients(report.race, report.gradients, 3.3).figure
     panels = [axes.get_ylabel() for axes in drawn.axes]
     assert panels == [panel.label for panel in PANELS]
     # Three seeds and a mean for each arm, flow's without an auxiliary term; and the line at 1 %.
     assert [len(axes.get_lines()) for axes in drawn.axes] == [9, 9, 12, 8, 12]
     log(write_run(tmp_path / "flow-0", "flow", 0), [plain(step) for step in STEPS])
-    race = read_race([tmp_path])
-    alone = draw_gradients(race, gradients_of(race), 3.3).figure
+    report = RaceReport(read_race([tmp_path]))
+    assert report.gradients is not None
+    alone = draw_gradients(report.race, report.gradients, 3.3).figure
     assert [axes.get_ylabel() for axes in alone.axes] == ["norm, flow loss", "norm of features"]
 
 

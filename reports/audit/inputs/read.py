@@ -46,7 +46,7 @@ def read_logs(
 ) -> AuditRuns:
     """Return the runs of a claim's two arms; see `read_arms`."""
     arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress, protocol, rules)
-    return AuditRuns(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
+    return AuditRuns(arms.runs[claim.baseline], arms.runs[claim.candidate], *arms[1:])
 
 
 def read_arms(
@@ -78,7 +78,13 @@ def read_arms(
     found += [read_records(folders, names, metric, progress, protocol)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     notes = tuple(note for part in found for note in part.notes)
-    return AuditArms(runs, notes, tuple(note for part in found for note in part.unseen))
+    unseen = tuple(note for part in found for note in part.unseen)
+    valued = {(name, seed) for name, own in runs.items() for seed in own}
+    lost, missing = (
+        frozenset[tuple[str, int]]().union(*(getattr(part, kind) for part in found)) - valued
+        for kind in ("lost", "missing")
+    )
+    return AuditArms(runs, notes, unseen, lost, missing - lost)
 
 
 def is_store(source: str) -> bool:
@@ -119,9 +125,9 @@ def read_records(
     chosen = {name: find_arm(arms, name, "method") for name in names}
     if len({id(arm) for arm in chosen.values()}) < len(chosen):
         raise UserError(f"{' and '.join(names)} are the same arm")
-    ids, planned = {record.id for record in records}, [run.id for run in read_plan(folders).runs]
-    missing = sum(run not in ids for run in planned)
-    notes = [f"{missing} planned runs are missing."] if missing else []
+    ids = {record.id for record in records}
+    missing = [run for run in read_plan(folders).runs if run.id not in ids]
+    notes = [f"{len(missing)} planned runs are missing."] if missing else []
     notes += (
         [f"Excluded because they are not in the plan: {', '.join(run.id for run in unplanned)}."]
         if unplanned
@@ -135,7 +141,13 @@ def read_records(
             f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
             f"{', '.join(sorted(known)) or 'nothing'})"
         )
-    return collect_arms(found_runs, names, notes)
+    planned = [
+        (name, int(one.values.get("seed", 0)))
+        for one in missing
+        for name, arm in chosen.items()
+        if arm.holds(one.values)
+    ]
+    return collect_arms(found_runs, names, notes, planned)
 
 
 def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -> ReadRun:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from harness.errors import UserError
@@ -12,6 +12,8 @@ from reports.stats.curves import Costs, Curve
 
 FREE = ("every", "batch_size", "grid", "replicates", "weights")
 """Fields of `eval` that do not change what a value means."""
+Places = frozenset[tuple[str, int]]
+"""Methods and seeds of runs without a value."""
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
@@ -56,6 +58,10 @@ class AuditRuns:
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     """Sentences about the runs that failed before their first evaluation, one each."""
+    lost: Places = frozenset()
+    """The runs that failed before their first evaluation."""
+    missing: Places = frozenset()
+    """The runs that were planned or begun and have no end, and those that were not evaluated."""
 
     @property
     def all(self) -> list[AuditRun]:
@@ -68,7 +74,7 @@ class AuditRuns:
             {seed: run for seed, run in arm.items() if not run.failed}
             for arm in (self.baseline, self.candidate)
         )
-        return AuditRuns(baseline, candidate, self.notes, self.unseen)
+        return replace(self, baseline=baseline, candidate=candidate)
 
 
 class AuditArms(NamedTuple):
@@ -77,6 +83,8 @@ class AuditArms(NamedTuple):
     runs: dict[str, dict[int, AuditRun]]
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    lost: Places = frozenset()
+    missing: Places = frozenset()
 
 
 class ReadRun(NamedTuple):
@@ -89,10 +97,16 @@ class ReadRun(NamedTuple):
     note: str = ""
 
 
-def collect_arms(read: Sequence[ReadRun], names: Sequence[str], notes: Sequence[str] = ()) -> AuditArms:
+def collect_arms(
+    read: Sequence[ReadRun],
+    names: Sequence[str],
+    notes: Sequence[str] = (),
+    planned: Iterable[tuple[str, int]] = (),
+) -> AuditArms:
     """Return the runs of these methods by seed. A failed run is dropped if a finished one has its seed.
 
-    Raises `UserError` for a seed that occurs twice.
+    `planned` are methods and seeds of planned runs that do not exist yet. Raises `UserError` for a seed
+    that occurs twice.
     """
     ended = {(one.method, one.seed) for one in read if one.log is not None and not one.failed}
     kept, unseen, again = [], [], {}
@@ -105,7 +119,11 @@ def collect_arms(read: Sequence[ReadRun], names: Sequence[str], notes: Sequence[
             kept.append(one)
     about = [one.note for one in kept if one.note]
     runs = {name: by_seed(one.log for one in kept if one.log and one.method == name) for name in names}
-    return AuditArms(runs, (*notes, *about, *again), tuple(unseen))
+    valued = {(one.method, one.seed) for one in kept if one.log is not None}
+    lost = {(one.method, one.seed) for one in read if one.failed and one.log is None} - valued
+    missing = {(one.method, one.seed) for one in kept if one.log is None} | set(planned)
+    places = frozenset(lost), frozenset(missing - valued - lost)
+    return AuditArms(runs, (*notes, *about, *again), tuple(unseen), *places)
 
 
 def by_seed(logs: Iterable[AuditRun]) -> dict[int, AuditRun]:
