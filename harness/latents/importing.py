@@ -267,7 +267,7 @@ def check_images(job: Importing) -> None:
 def _check_order(images: Dataset, where: str) -> None:
     """Raise `UserError` for images whose numbers do not increase, because latents are in numeric order.
 
-    Numbers are compared between neighbours whose names are the same but for the number at the end.
+    Numbers are compared between neighbours whose names differ only in the number at the end.
     """
     if (name := Capabilities(images).sample_name) is None:
         return

@@ -32,7 +32,7 @@ from tests.support.conformance import (
     step,
     student,
 )
-from tests.support.modal import REFUSED, method_words, modal
+from tests.support.modal import method_words, modal, refusal
 from tests.support.runs import tiny
 
 LATENT = MMDiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)
@@ -160,7 +160,8 @@ def test_method_trains_on_video_with_sound_and_text(method: type[Method]) -> Non
     """
     config = configured(method)
     if config.needs().encoders or not method.parts_apart:
-        reason = REFUSED["joint", config.name]
+        reason = refusal("joint", config.name)
+        assert reason
         with pytest.raises(UserError, match=reason):
             modal("joint", *CAPTIONED, *method_words(config.name))
         return

@@ -57,10 +57,20 @@ REFUSED = {
 
 
 def method_words(method: str) -> list[str]:
-    """Return the settings of a method, with a random encoder if it needs one."""
-    config = registry.load("method", method).Config
-    encoder = ["method.encoder.name=random:small"] if "encoder" in config.model_fields else []
-    return [f"method.name={method}", *encoder]
+    """Return the settings of a method, or of a stack such as `repa+tread`, with a random encoder if it needs
+    one."""
+    words, terms = [f"method.name={method}"], method.split("+")
+    for term in terms:
+        if "encoder" in registry.load("method", term).Config.model_fields:
+            table = "method" if len(terms) == 1 else f"method.{term}"
+            words.append(f"{table}.encoder.name=random:small")
+    return words
+
+
+def refusal(modality: str, method: str) -> str:
+    """Return why a method, or a term of a stack, cannot run on a modality; empty if it can."""
+    reasons = [REFUSED[modality, term] for term in method.split("+") if (modality, term) in REFUSED]
+    return reasons[0] if reasons else ""
 
 
 def built(spec: RunSpec) -> Run:

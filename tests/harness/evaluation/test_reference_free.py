@@ -60,7 +60,7 @@ def evaluator(metric: str, samples: int = 60) -> Evaluator:
     "name",
     [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in REFERENCE_FREE
+        for name in REAL_AND_SPOILT
         if name != "cer:tesseract"
     ],
 )
