@@ -71,6 +71,7 @@ def rises(values: list[float]) -> bool:
     return all(a < b for a, b in itertools.pairwise(values))
 
 
+@pytest.mark.slow
 def test_distance_rises_with_noise_and_low_pass_filtering(
     extract: AudioExtractor, recordings: list[Recording]
 ) -> None:

@@ -148,6 +148,7 @@ def test_yamnet_rejects_other_files(tmp_path: Path) -> None:
 # The local classifier
 
 
+@pytest.mark.slow
 def test_local_audio_separates_tones_and_its_distance_rises_with_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

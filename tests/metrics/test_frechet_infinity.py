@@ -18,6 +18,7 @@ def population(d: int) -> Moments:
     return Moments.from_arrays({"n": np.asarray(n), "mean": np.zeros(d), "scatter": np.eye(d) * (n - 1)})
 
 
+@pytest.mark.slow
 def test_equal_distributions_have_a_distance_of_0_within_the_error() -> None:
     """The interval covers 0 in at least 95 of 100 pairs of samples of one distribution."""
     draws = [

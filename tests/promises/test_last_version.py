@@ -33,7 +33,7 @@ MADE_IN = "/tmp/fix/work"
 """The folder that the stores name."""
 CLAIM = LAST / "made_with" / "claim.toml"
 STOPPED = [
-    pytest.param(path.name, marks=[pytest.mark.slow] * (path.name == "joint"))
+    pytest.param(path.name, marks=[pytest.mark.slow] * (path.name in ("joint", "repa")))
     for path in sorted((LAST / "stopped").iterdir())
 ]
 

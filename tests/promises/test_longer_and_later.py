@@ -50,7 +50,7 @@ def test_extended_run_equals_the_longer_run(method: str, tmp_path: Path) -> None
         pytest.param(("train.accumulate=2",), id="accumulated"),
         pytest.param(("data.workers=1",), id="workers", marks=pytest.mark.slow),
         pytest.param(("train.precision=bfloat16",), id="bfloat16", marks=pytest.mark.slow),
-        pytest.param(("train.warmup_steps=14",), id="warm-up"),
+        pytest.param(("train.warmup_steps=14",), id="warm-up", marks=pytest.mark.slow),
     ],
 )
 def test_extension_holds_however_a_run_is_executed(words: tuple[str, ...], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,13 @@ CASES = {**{name: (name,) for name in MODALITIES}, APART: ("joint", "time.apart=
 WITHOUT_ENCODER = [
     name for name in registry.METHODS if "encoder" not in registry.load("method", name).Config.model_fields
 ]
+
+
+def few_fast(cases: Iterable[str]) -> list[Any]:
+    """Return cases of which that of a video with its sound, which has both kinds, is in the fast suite."""
+    return [case if case == "joint" else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 SPEC = ("method.name=self_flow", "train.steps=12", "eval.every=6", "eval.samples=8")
 
 
@@ -105,7 +112,7 @@ def test_methods_share_samples_noise_and_base_times(case: str) -> None:
     assert parts == len(more) + 1 and torch.equal(one.times.levels, two.times.levels[:, :parts])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_fast(CASES))
 def test_every_method_off_is_flow_bit_for_bit(case: str) -> None:
     """Promise 2, for each method that can run there: the same losses and weights after two steps."""
     modality, *more = CASES[case]
@@ -124,7 +131,7 @@ def test_every_method_off_is_flow_bit_for_bit(case: str) -> None:
     assert {"flow", "repa", "self_flow", "layersync"} <= {*raced}
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("modality", few_fast(MODALITIES))
 def test_run_with_knobs_off_logs_and_evaluates_as_flow(modality: str, tmp_path: Path) -> None:
     """Promise 2, for a run from start to end: losses, final weights and evaluations."""
     flow = trained(modal(modality), tmp_path)

@@ -140,7 +140,8 @@ def ranks(folder: Path, kinds: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kinds", [pytest.param((False,), id="replicated"), pytest.param((True,), id="sharded")]
+    "kinds",
+    [pytest.param((False,), id="replicated"), pytest.param((True,), id="sharded", marks=pytest.mark.slow)],
 )
 def test_two_processes_equal_one(tmp_path: Path, kinds: tuple[bool, ...]) -> None:
     """DDP, and FSDP2 with the text stream's weights gathered block by block."""

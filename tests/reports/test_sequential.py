@@ -105,6 +105,7 @@ def test_anytime_interval_is_rarely_wrong_at_any_time() -> None:
     assert 0.005 < wrong <= 0.025 + 3 * math.sqrt(0.025 / 20_000)
 
 
+@pytest.mark.slow
 def test_benchmark_gives_the_figures_of_the_guide() -> None:
     """With a tenth of the races, so within Monte-Carlo errors."""
     found = edge(10_000)

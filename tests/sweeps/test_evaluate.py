@@ -43,6 +43,7 @@ def asked(study: Path, *words: str) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_study_is_measured_once_and_trains_nothing(study: Path) -> None:
     before = [events(record) for record in find_records(study)]
     found = asked(study)

@@ -93,6 +93,7 @@ def test_jobs_run_in_order_and_a_killed_one_is_retried(node: Any, handoff: Hando
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_cancel_lets_running_jobs_write_a_checkpoint(node: Any, handoff: Handoff, tmp_path: Path) -> None:
     with RayLauncher(handoff, Resources(), address=node.address) as engine:
         # Two jobs start, the third waits.

@@ -55,6 +55,7 @@ def passes(run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> int:
     return len(found)
 
 
+@pytest.mark.slow
 def test_helper_measures_what_the_workers_would(
     planned: list[PlannedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_run_is_asked_to_stop_when_the_parent_dies(handoff: Handoff) -> None:
     assert process.wait() == 143 and log(handoff).endswith("checkpoint\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child when its parent dies")
 def test_second_attempt_waits_for_the_run_of_a_killed_node(handoff: Handoff) -> None:
     slow = TRAINS.replace(
@@ -166,6 +167,7 @@ BUSY = """if True:
 """A run in a long evaluation: neither it nor its rank stops on TERM."""
 
 
+@pytest.mark.slow
 def test_run_that_exceeds_the_grace_period_is_killed_and_retried(handoff: Handoff) -> None:
     """SLURM would end the job as failed. A job that never finishes is not retried forever."""
     table = post(handoff, BUSY)

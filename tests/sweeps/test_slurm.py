@@ -73,6 +73,7 @@ def test_array_runs_in_order_and_a_killed_job_is_retried(handoff: Handoff, tmp_p
     assert not list(handoff.folder.glob("*.pkl"))
 
 
+@pytest.mark.slow
 def test_jobs_of_a_dead_coordinator_are_adopted(handoff: Handoff, tmp_path: Path) -> None:
     waits = (
         "import pathlib, time\nprint('here', flush=True)\n"

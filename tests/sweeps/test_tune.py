@@ -92,6 +92,7 @@ def history(tuning: TuningStudy) -> str:
     return (tuning.directory / "history.json").read_text()
 
 
+@pytest.mark.slow
 def test_methods_get_equal_trials_and_no_run_exceeds_the_cheapest_full_run(
     tmp_path: Path,
 ) -> None:
@@ -262,6 +263,7 @@ def test_infinite_loss_is_the_worst_value_and_uses_a_trial(tmp_path: Path) -> No
     assert "null" in history(tuning) and "Infinity" not in history(tuning)
 
 
+@pytest.mark.slow
 def test_pruning_pairs_seeds_and_ends_a_bad_trial_early(tmp_path: Path) -> None:
     many = study(
         tmp_path,

@@ -52,6 +52,7 @@ def test_unsuited_run_is_excluded_and_keeps_other_ids(study: Path, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_exclusion_reason_reaches_the_report(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

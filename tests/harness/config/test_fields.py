@@ -23,6 +23,9 @@ OTHER = {
 }
 
 
+GUIDED = "eval.method_guidance_"
+
+
 def changed(path: str, value: object) -> RunSpec:
     """Return the default spec with one field changed, without the checks of `resolve`."""
     table: dict[str, Any] = {}
@@ -30,6 +33,9 @@ def changed(path: str, value: object) -> RunSpec:
     if path == "method.schedule.decay":
         # A decay needs an end.
         table["method"]["schedule"]["until"] = 9
+    if path.startswith(GUIDED):
+        # An interval without guidance has no effect.
+        table["eval"]["method_guidance"] = 2.0
     if path.startswith("method.encoder."):
         # A table of an encoder names it.
         table["method"]["encoder"].setdefault("name", REPA().encoder.name)
@@ -38,7 +44,7 @@ def changed(path: str, value: object) -> RunSpec:
 
 
 def test_field_belongs_to_execution_exactly_if_it_changes_no_run_id() -> None:
-    default = canonical(RunSpec(method=REPA()))
+    default, guided = canonical(RunSpec(method=REPA())), canonical(changed("eval.method_guidance", 2.0))
     for field in [*spec_fields(), *method_fields(REPA)]:
         base = field.type.removesuffix(" or none")
         if field.choices:
@@ -50,9 +56,8 @@ def test_field_belongs_to_execution_exactly_if_it_changes_no_run_id() -> None:
             other = not field.default if base == "bool" else OTHER.get(base)
         if other is None:
             continue
-        assert (canonical(changed(field.path, other)) == default) == (field.belongs == "execution"), (
-            field.path
-        )
+        before = guided if field.path.startswith(GUIDED) else default
+        assert (canonical(changed(field.path, other)) == before) == (field.belongs == "execution"), field.path
 
 
 def test_evaluation_and_horizon_are_the_fields_of_eval_and_the_number_of_steps() -> None:

@@ -87,6 +87,7 @@ def test_activations_per_rank_equal_those_of_the_allocator(tmp_path: Path, shard
     assert predicted == pytest.approx(int(file.read_text()), rel=0.1 if shard else 1e-3)
 
 
+@pytest.mark.slow
 def test_step_that_needs_most_counts_if_a_route_ends() -> None:
     words = [SMALL[0], "train.batch_size=256", "train.steps=9", "method.name=tread"]
     routed, ended, never = (
@@ -96,6 +97,7 @@ def test_step_that_needs_most_counts_if_a_route_ends() -> None:
     assert routed < ended == never
 
 
+@pytest.mark.slow
 def test_log_of_gradients_takes_a_copy_for_each_of_the_two() -> None:
     """Both gradients of the backbone exist next to the step's own, while the pass's activations are gone."""
     words = (*SMALL[:2], "method.name=self_flow")

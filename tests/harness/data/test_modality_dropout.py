@@ -221,6 +221,7 @@ def test_loss_at_share_one_is_that_of_the_single_part(name: str, place: int) -> 
     torch.testing.assert_close(grads[f"model.{block}"], model.get_parameter(block).grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_run_on_silent_videos_is_the_run_on_videos(tmp_path: Path) -> None:
     """The random streams of the video part are a prefix of those of the joint sample."""
     short = ("train.steps=2", "eval.every=2", "method.name=self_flow")
@@ -285,6 +286,7 @@ def test_means_and_weights_count_only_present_parts() -> None:
     torch.testing.assert_close(weights, torch.tensor([[0.3, 0.9], [1.2, 0.0], [0.0, 1.2]]))
 
 
+@pytest.mark.slow
 def test_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
     """Promise 4."""
     spec = modal("joint", "method.name=self_flow", *MIX)

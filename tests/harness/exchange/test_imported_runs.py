@@ -225,6 +225,7 @@ def test_fine_tuning_begins_with_the_imported_weights(copy: Record, method: str)
             assert torch.equal(tensors[f"method.{name}"], value)
 
 
+@pytest.mark.slow
 def test_fine_tuning_in_two_parts_has_the_bits_of_one(copy: Record, file: Path, tmp_path: Path) -> None:
     settings = ("--set", "method.name=self_flow", "--no-track", "--json")
     Path(done("extend", copy.path, "--steps", STEP + 3, *settings))

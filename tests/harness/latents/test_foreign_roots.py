@@ -156,6 +156,7 @@ def keyed(root: Path, **fields: object) -> str:
     return key_of_import(root, DataSpec(**({"name": "latents", "root": str(root)} | fields)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == "repa" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )

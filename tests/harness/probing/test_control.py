@@ -246,6 +246,7 @@ def test_video_alone_has_the_pixels_baseline_of_the_joint_run(copy: Path) -> Non
     assert alone["pixels"] == joint["pixels"] and alone["videos"] == joint["videos"] == 60
 
 
+@pytest.mark.slow
 def test_repeated_command_measures_only_missing_checkpoints(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +270,7 @@ def test_repeated_command_measures_only_missing_checkpoints(
     assert len(measuring) == 14 + 8
 
 
+@pytest.mark.slow
 def test_concurrent_commands_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the first run's baselines are measured, another command measures every step of every run."""
 

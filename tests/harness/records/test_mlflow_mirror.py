@@ -195,6 +195,7 @@ def test_duplicate_runs_are_merged(tmp_path: Path, uri: str) -> None:
     assert len(runs_of(uri, "s")) == 2 and rows(uri) == expected(record, 8)
 
 
+@pytest.mark.slow
 def test_two_processes_can_create_one_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     records = [written(tmp_path / name, events(40)) for name in ("a", "b")]

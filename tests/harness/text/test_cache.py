@@ -203,6 +203,7 @@ filled(Slow(), list(numbered(1000)))
 """
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_what_it_has_and_the_next_one_continues() -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

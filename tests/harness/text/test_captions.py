@@ -175,6 +175,7 @@ def test_data_whose_samples_have_no_caption_are_rejected(
         RunCaptions(Counting(), opened("digits", ""))
 
 
+@pytest.mark.slow
 def test_captions_of_the_prompts_are_found_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

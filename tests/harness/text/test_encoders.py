@@ -275,6 +275,7 @@ def test_local_text_predicts_the_next_word_better_than_the_untrained_network(
     assert losses[0] < 2.0 < losses[1]
 
 
+@pytest.mark.slow
 def test_local_text_training_is_deterministic(
     trained: Any, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

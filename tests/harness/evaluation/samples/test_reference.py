@@ -41,6 +41,7 @@ def network(here: Path, options: str = "") -> tuple[str, str]:
     return "--extractor", f"torchscript:{here / 'means.ts'}{options}"
 
 
+@pytest.mark.slow
 def test_local_classifier_is_trained_on_the_reference(
     here: Path, monkeypatch: pytest.MonkeyPatch, session_cache: Path
 ) -> None:
