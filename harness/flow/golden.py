@@ -40,7 +40,7 @@ from harness.config import registry
 from harness.errors import UserError
 from harness.files.parse import parse_json
 from harness.flow.batch import Batch, Draw, View
-from harness.flow.golden_checks import Fields, architecture, check_given, check_meta, misfit
+from harness.flow.golden_checks import Fields, architecture, check_given, check_meta, misfit, null_label
 from harness.flow.path import interpolate
 from harness.flow.samplers import euler, euler_maruyama, heun, velocity_field
 from harness.flow.student import Student
@@ -202,7 +202,11 @@ def _sra(golden: Golden) -> dict[str, Tensor]:
 def _samplers(golden: Golden) -> dict[str, Tensor]:
     model = golden.model("mmdit" if golden.has_text else "repa")
     z, y, steps, cfg = golden.given["z"], golden.condition, golden.meta["num_steps"], golden.meta["cfg"]
-    null = Text(golden.given["null_context"][None]) if golden.has_text else cfg["null_label"]
+    null = (
+        Text(golden.given["null_context"][None])
+        if golden.has_text
+        else null_label(golden.path, cfg, model.config.classes)
+    )
     v = velocity_field(model, y, null=null)
     guided = velocity_field(model, y, null=null, scale=cfg["scale"], low=cfg["low"], high=cfg["high"])
     noise = golden.given["sde_noise"]

@@ -60,10 +60,17 @@ def check_meta(path: Path, meta: Mapping[str, Any], depth: int) -> None:
     for name in (name for name in FACTORS if name in meta):
         if not _is_number(meta[name]):
             raise misfit(path, f"{name} is {meta[name]!r}, expected a number")
-    if (cfg := meta.get("cfg", {})) and not (
-        isinstance(cfg, dict) and all(_is_number(cfg.get(n)) for n in GUIDANCE)
-    ):
+    cfg = meta.get("cfg")
+    if "cfg" in meta and not (isinstance(cfg, dict) and all(_is_number(cfg.get(n)) for n in GUIDANCE)):
         raise misfit(path, f"cfg is {str(cfg)[:60]!r}, expected the numbers {', '.join(GUIDANCE)}")
+
+
+def null_label(path: Path, cfg: Mapping[str, Any], classes: int) -> int:
+    """Return the label of guidance; raises `UserError` if it is no label of a network with these classes."""
+    label = cfg.get("null_label")
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= classes:
+        raise misfit(path, f"cfg.null_label is {label!r}, expected a label from 0 to {classes}")
+    return label
 
 
 def architecture(path: Path, meta: Mapping[str, Any]) -> tuple[int, int]:

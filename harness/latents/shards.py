@@ -23,6 +23,7 @@ from harness.files.cache import cache_dir
 from harness.files.files import locked, write_atomic
 from harness.files.parse import parse_json
 from harness.files.stamps import stamp_of, stored
+from harness.latents.manifest import check_fields
 from metrics.files.hashing import sha256_of
 
 FORMAT, MANIFEST, INDEX = "flowrace-latents-1", "latents.json", "index.npz"
@@ -62,6 +63,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder / MANIFEST} does not have the format {FORMAT}; run flowrace data encode again"
         )
+    check_fields(manifest, str(folder / MANIFEST))
     return manifest
 
 

@@ -104,7 +104,8 @@ def test_joint_study_ends_with_its_report(tmp_path: Path) -> None:
 def test_study_of_captioned_clips_ends_with_its_report(tmp_path: Path) -> None:
     """Both parts from one caption, and the video by itself, where REPA runs too."""
     axes = STUDIES.table("bounce-prompts")["axes"] | {"seed": [0]}
-    runs = raced("bounce-prompts", tmp_path, {"axes": axes}, SMALL | {"text.encoder": "random:text"})
+    cut = {"axes": axes, "target": STUDIES.table("bounce-prompts")["target"] | {"at": "baseline@6"}}
+    runs = raced("bounce-prompts", tmp_path, cut, SMALL | {"text.encoder": "random:text"})
     check_reported(tmp_path / "out", runs, arms=5)
 
 
