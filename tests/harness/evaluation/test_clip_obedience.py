@@ -181,7 +181,6 @@ def test_captions_as_metrics_of_a_run_on_labels_are_refused() -> None:
         modal("joint", "eval.metrics=['obeys:count']")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick_networks")
 def test_video_alone_is_measured_by_its_own_reader() -> None:
     only = ("data.video_weight=1.0", "data.audio_weight=0.0", "eval.metrics=['obeys:count/video']")
