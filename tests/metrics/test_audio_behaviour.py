@@ -47,6 +47,7 @@ def low_pass(x: Recording, hertz: float) -> Recording:
     return replace(x, samples=filtered.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_shared_weights_are_the_original_yamnet(extract: AudioExtractor, recordings: list[Recording]) -> None:
     assert (extract.name, extract.dim, extract.rate) == ("yamnet", 1024, 16_000)
     short = min(recordings, key=lambda x: len(x.samples))

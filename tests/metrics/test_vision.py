@@ -190,6 +190,7 @@ def test_position_embedding_is_resized_as_by_the_authors() -> None:
     assert authors_positions(positions, known) is positions
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_rejected(dinov2, tmp_path: Path) -> None:
     _, file = dinov2
     with pytest.raises(MetricError, match=r"pth does not hold the weights of dinov2-b: size mismatch"):

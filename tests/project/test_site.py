@@ -51,6 +51,7 @@ def pages() -> ModuleType:
         sys.path.remove(folder)
 
 
+@pytest.mark.slow
 def test_site_loads_nothing_from_the_network(site: Path) -> None:
     outside = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?:https?:)?//")
     assert [page.name for page in site.rglob("*.html") if outside.search(page.read_text())] == []

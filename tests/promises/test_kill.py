@@ -44,7 +44,8 @@ def duration(unbroken: str, tmp_path_factory: pytest.TempPathFactory) -> float:
     return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("runs", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [10])
 def test_run_killed_at_random_moments_ends_with_the_same_bits(
     runs: int, tmp_path: Path, unbroken: str, duration: float
 ) -> None:
@@ -57,6 +58,7 @@ def test_run_killed_at_random_moments_ends_with_the_same_bits(
         assert everything(trained(spec, tmp_path / str(number))) == unbroken, f"killed after {moment:.3f} s"
 
 
+@pytest.mark.slow
 def test_run_killed_again_and_again_ends_with_the_same_bits(
     tmp_path: Path, unbroken: str, duration: float
 ) -> None:

@@ -32,10 +32,7 @@ LAST = Path(__file__).parents[1] / "fixtures" / "last_version"
 MADE_IN = "/tmp/fix/work"
 """The folder that the stores name."""
 CLAIM = LAST / "made_with" / "claim.toml"
-STOPPED = [
-    pytest.param(path.name, marks=[pytest.mark.slow] * (path.name in ("joint", "repa")))
-    for path in sorted((LAST / "stopped").iterdir())
-]
+STOPPED = [pytest.param(path.name, marks=pytest.mark.slow) for path in sorted((LAST / "stopped").iterdir())]
 
 
 def flowrace(*words: object) -> str:

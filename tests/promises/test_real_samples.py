@@ -85,6 +85,7 @@ def test_processes_that_start_together_share_one_pass(tmp_path: Path, unbroken: 
     assert passes(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_pass_killed_at_random_instants_is_repeated_once_with_the_same_bits(
     tmp_path: Path, unbroken: str
 ) -> None:

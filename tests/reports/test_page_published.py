@@ -51,6 +51,7 @@ def test_wantedwithout_a_published_curve_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_published_panel_is_separate_and_names_every_source_and_protocol(race: Path, tmp_path: Path) -> None:
     plain = write_report([race], tmp_path / "plain.html", target=40).html.read_text()
     html = write_report(

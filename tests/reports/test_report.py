@@ -125,6 +125,7 @@ def test_convergence_figure_shows_every_run_and_arm(html: str) -> None:
         assert all(f"var(--arm{i})" in figure for i in range(3))
 
 
+@pytest.mark.slow
 def test_equal_records_give_equal_bytes_and_reports_do_not_import_torch(
     race: Path, done: WrittenReport
 ) -> None:

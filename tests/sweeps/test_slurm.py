@@ -96,6 +96,7 @@ def test_jobs_of_a_dead_coordinator_are_adopted(handoff: Handoff, tmp_path: Path
     assert handoff.submissions() == {1: ["a", "b"], 2: ["c"]}
 
 
+@pytest.mark.slow
 def test_cancel_removes_waiting_jobs_and_lets_running_ones_write_a_checkpoint(
     handoff: Handoff, tmp_path: Path
 ) -> None:

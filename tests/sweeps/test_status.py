@@ -36,6 +36,7 @@ def study(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_networks")
 def test_status_before_during_and_after_a_sweep(study: Path, tmp_path: Path) -> None:
     """All runs are missing, then one has failed, and a retry runs only that one."""

@@ -102,6 +102,7 @@ def test_study_that_excludes_every_run_is_rejected(tmp_path: Path) -> None:
         make_plan(load_study(str(written(tmp_path / "base.toml", [ARMS[0], ARMS[2]], baseline="repa"))))
 
 
+@pytest.mark.slow
 def test_unsuited_run_is_not_tuned(tmp_path: Path) -> None:
     tune = {"space": {"train.learning_rate": {"low": 1e-3, "high": 1e-2}}}
     file = written(tmp_path / "tuned.toml", [ARMS[0], ARMS[2]], seeds={"tuning": 2}, tune=tune)

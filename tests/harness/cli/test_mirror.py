@@ -17,6 +17,7 @@ from harness.records.record import Record
 from tests.support.mlflow_runs import child, events, expected, rows, runs_of, written
 
 
+@pytest.mark.slow
 def test_mirror_rebuilds_a_lost_store_and_sends_nothing_twice(tmp_path: Path, uri: str) -> None:
     """There are two runs of a study and one without a study."""
     study = tmp_path / "runs" / "s"

@@ -67,6 +67,7 @@ def check_survey(root: Path, names: list[str]) -> None:
     assert found[-1] == list(hashed(Encoded(bytes, names[-1]))) and len(found) == len(names)
 
 
+@pytest.mark.slow
 def test_folder_is_listed_and_surveyed_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_images_and_labels_are_those_of_the_source(latents: Path) -> None:
     assert (found.label_source, dict(found.classes)) == ("dataset.json", {"0": 16, "1": 16, "2": 16})
 
 
+@pytest.mark.slow
 def test_training_on_an_import_takes_one_command(latents: Path, tmp_path: Path) -> None:
     fields = [word for word in TINY if not word.startswith(("data.", "train.steps"))]
     fields += ["data.name=latents", f"data.root={latents}", "train.steps=2", "data.held_out=0.5"]

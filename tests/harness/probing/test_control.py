@@ -223,6 +223,7 @@ def test_all_steps_are_listed_in_order(study: Path) -> None:
     assert every["steps"]["6"] == table_of(run)["steps"]["6"] and every["steps"]["3"] != every["steps"]["6"]
 
 
+@pytest.mark.slow
 def test_study_table_has_its_runs_and_the_reasons_of_those_left_out(copy: Path) -> None:
     table = table_of(copy)
     assert table == json.loads((copy / "control.json").read_text())

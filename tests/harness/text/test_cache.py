@@ -243,6 +243,7 @@ def peak_bytes(count: int) -> int:
     return traced(index)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The texts of 20,000 captions alone take more than 1.5 MB."""
     monkeypatch.setattr(cache, "PART_BYTES", 16 << 10)
