@@ -74,7 +74,7 @@ class EarlyEnd:
     reason: str
     images: int
     flops: float
-    """The totals at its last step."""
+    """The budget that it was given: the totals of a run to `steps`."""
 
     def row(self) -> dict[str, Any]:
         """Return the entry of a run's `done` file."""

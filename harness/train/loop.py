@@ -130,7 +130,7 @@ def _train(
     from_step = f", from step {goal.recorded} to {spec.train.steps}" if goal.extends else ""
     progress.note(f"run {path.name}: {spec.method.name}, seed {spec.seed}{from_step}")
     note, begun = progress.note if world.main else ignore, Record(path)
-    dataset = dataset or _opened(spec, note)
+    dataset = _opened(spec, note) if dataset is None else dataset
     check_same_data(begun, dataset.fingerprint)
     check_labels(dataset)
     note(found_in(dataset).line())

@@ -60,6 +60,7 @@ def test_features_and_logits_equal_torch_fidelity(inception, load: Callable[[str
     assert torch.equal(extract(grey), network(grey.expand(-1, 3, -1, -1))[0])
 
 
+@pytest.mark.slow
 def test_logits_equal_pooled_features_times_the_matrix(inception, load: Callable[[str], Extractor]) -> None:
     """The logits have no bias, as in ADM; each of the two outputs also has its own extractor name."""
     network, _ = inception

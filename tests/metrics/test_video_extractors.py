@@ -89,6 +89,7 @@ def moving(labels: np.ndarray, frames: int = 6, seed: int = 0) -> np.ndarray:
     return x
 
 
+@pytest.mark.slow
 def test_video_local_detects_order_and_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metrics.extractors.local.STEPS", 60)
     labels = np.arange(120) % 3

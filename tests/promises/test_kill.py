@@ -69,7 +69,7 @@ def test_run_killed_again_and_again_ends_with_the_same_bits(
     assert everything(trained(spec, tmp_path)) == unbroken
 
 
-@pytest.mark.parametrize("runs", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [pytest.param(10, marks=pytest.mark.slow)])
 def test_extension_killed_at_random_moments_ends_with_the_same_bits(
     runs: int, tmp_path: Path, unbroken: str, duration: float
 ) -> None:
@@ -85,7 +85,7 @@ def test_extension_killed_at_random_moments_ends_with_the_same_bits(
         assert everything(extended) == unbroken, f"killed after {moment:.3f} s"
 
 
-@pytest.mark.parametrize("runs", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [pytest.param(10, marks=pytest.mark.slow)])
 def test_later_evaluation_killed_at_random_moments_measures_nothing_twice(
     runs: int, tmp_path: Path, duration: float
 ) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_networks")
 
 LONG, SHORT = ("train.steps=18",), ("train.steps=10",)
 """The shorter run ends at a step without a checkpoint or an evaluation of the longer one."""
-FAST = ("self_flow", "repa")
+FAST = ("self_flow",)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_extended_run_equals_the_longer_run(method: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(("train.accumulate=2",), id="accumulated"),
+        pytest.param(("train.accumulate=2",), id="accumulated", marks=pytest.mark.slow),
         pytest.param(("data.workers=1",), id="workers", marks=pytest.mark.slow),
         pytest.param(("train.precision=bfloat16",), id="bfloat16", marks=pytest.mark.slow),
         pytest.param(("train.warmup_steps=14",), id="warm-up", marks=pytest.mark.slow),
@@ -126,7 +126,7 @@ def test_longer_run_without_its_last_checkpoint_is_rejected(tmp_path: Path) -> N
     "wanted",
     [
         ('eval.metrics=["fd:local","precision:local"]',),
-        ("eval.guidance=1.5",),
+        pytest.param(("eval.guidance=1.5",), marks=pytest.mark.slow),
         ("eval.samples=40", "eval.sampler=euler"),
     ],
 )
@@ -151,6 +151,7 @@ def test_earlier_conditions_stay_readable(tmp_path: Path) -> None:
     assert later.views[0].name(later.views) == "guidance=2"
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_kept_weights_and_is_named(tmp_path: Path) -> None:
     full, half = (
         trained(tiny(f"train.keep_precision={name}"), tmp_path / name) for name in ("float32", "bfloat16")

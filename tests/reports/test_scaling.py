@@ -108,6 +108,7 @@ def test_slope_recovers_a_power_law(tmp_path: Path) -> None:
     assert scaling.slope_text(found.slope, "params").startswith("×0.79 ")
 
 
+@pytest.mark.slow
 def test_probe_scores_come_from_the_table_of_encoders(tmp_path: Path) -> None:
     write_table(write_study(tmp_path))
     found = encoder_scaling(read_race([tmp_path], target=30))

@@ -47,7 +47,10 @@ def test_linear_boundaries_agree_with_simulated_ones(most: int, published: list[
     assert list(found.values()) == pytest.approx(published, rel=0.012)
 
 
-@pytest.mark.parametrize("spending", SPENDING)
+@pytest.mark.parametrize(
+    "spending",
+    [name if name == "linear" else pytest.param(name, marks=pytest.mark.slow) for name in SPENDING],
+)
 def test_looks_spend_what_their_function_allows(spending: str) -> None:
     looks = tuple(range(3, 11))
     shares = crossed(dict(boundaries(looks, 0.05, spending)))
@@ -61,7 +64,9 @@ def test_unequal_looks_spend_alpha() -> None:
     assert shares[-1] == pytest.approx(0.02, abs=4 * math.sqrt(0.02 / PATHS))
 
 
-@pytest.mark.parametrize("most", [20, 60, 100])
+@pytest.mark.parametrize(
+    "most", [20, pytest.param(60, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_first_looks_that_may_spend_almost_nothing_decide_nothing(most: int) -> None:
     """Their values are huge, or infinite below the precision of floating point."""
     found = list(boundaries((3, 4, most), 0.05, "obrien_fleming").values())

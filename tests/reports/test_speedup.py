@@ -149,7 +149,7 @@ def times_to_target(
     return np.array([one.step for one in found])
 
 
-@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("n", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_intervals_from_noisy_curves_cover_the_truth(n: int) -> None:
     """95 % intervals contain the truth in 94 to 96 % of cases, and the estimate is right to 1 %.
 

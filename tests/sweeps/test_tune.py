@@ -137,7 +137,10 @@ def test_steps_within_a_cost_with_an_early_stop(tmp_path: Path) -> None:
     assert slow[-1] == 40
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "qmc", "random"])
+@pytest.mark.parametrize(
+    "sampler",
+    ["tpe", pytest.param("qmc", marks=pytest.mark.slow), pytest.param("random", marks=pytest.mark.slow)],
+)
 def test_proposals_equal_those_of_optuna_alone(tmp_path: Path, sampler: str) -> None:
     """An uninterrupted loop of Optuna's own `ask` and `tell` gives the same points."""
     kinds = {
@@ -157,6 +160,7 @@ def test_proposals_equal_those_of_optuna_alone(tmp_path: Path, sampler: str) -> 
     assert [trial.params for trial in trial_log.trials("flow")] == points
 
 
+@pytest.mark.slow
 def test_grid_visits_every_point_once(tmp_path: Path) -> None:
     wide = {"train.learning_rate": {**RATE, "points": 4}, "ema.decay": {"choices": [0.9, 0.99]}}
     trial_log, _ = search(tuned(tmp_path, sampler="grid", trials=8, space=wide, methods={"self_flow": {}}))

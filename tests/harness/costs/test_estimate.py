@@ -174,6 +174,7 @@ def test_evaluation_flops_include_the_extra_token_of_reg() -> None:
     assert evaluation_flops(reg) / evaluation_flops(flow) == pytest.approx((tokens + 1) / tokens, rel=0.05)
 
 
+@pytest.mark.slow
 def test_evaluation_time_is_unknown_in_another_precision_than_training() -> None:
     """The preset trains in bfloat16 and evaluates in float32."""
     speed = ("--flops-per-second", "2e14")

@@ -98,6 +98,7 @@ def test_meter_books_nested_phases_exclusively() -> None:
     assert meter.settle()["student"] == 51
 
 
+@pytest.mark.slow
 def test_cost_is_counted_once_for_specs_that_differ_in_seed_or_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any setting on which the cost of a step depends is counted again."""
     monkeypatch.setattr(flops, "_costs", {})

@@ -22,7 +22,7 @@ SMALL = ("backbone.size=micro", "train.batch_size=32", "method.name=flow")
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("keeps", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_activations_equal_those_of_the_allocator(precision: str, keeps: bool) -> None:
     """The allocator counts a real step of flow matching, which is written out here."""
     spec = load_spec(
@@ -57,6 +57,7 @@ def test_weights_gradients_and_ema_take_four_bytes_per_parameter_each() -> None:
     assert found.peak == 16 * parameters + found.activations
 
 
+@pytest.mark.slow
 def test_processes_and_micro_batches_divide_the_activations() -> None:
     settings = ("backbone.size=pico", "train.batch_size=256", "method.name=self_flow")
     full = footprint(load_spec("digits", settings))

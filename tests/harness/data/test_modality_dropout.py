@@ -101,6 +101,7 @@ def test_draws_are_those_of_the_run_without_dropout() -> None:
     assert torch.equal(torch.cat(presents), other.present)
 
 
+@pytest.mark.slow
 def test_complete_samples_have_the_loss_without_dropout_bit_for_bit() -> None:
     for name in MIXED:
         run, plain = built(f"method.name={name}", "data.audio_alone=1e-12"), built(f"method.name={name}")

@@ -205,6 +205,7 @@ def test_parquet_raises_for_a_column_name_that_is_not_utf8(tmp_path: Path, name:
         opened("parquet", path)
 
 
+@pytest.mark.slow
 def test_parquet_reads_cifar10(shared_data: Path) -> None:
     data = opened("parquet", shared_data / "cifar10" / "test.parquet")
     assert (len(data), data.shape, data.classes) == (10_000, (3, 32, 32), 10)

@@ -55,7 +55,12 @@ def registers(files: dict[str, Path]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("model", "grid", "prefix"), [(PLAIN, (4, 4), 1), (REGISTERS, (4, 4), 5), (REGISTERS, (3, 5), 5)]
+    ("model", "grid", "prefix"),
+    [
+        pytest.param(PLAIN, (4, 4), 1, marks=pytest.mark.slow),
+        pytest.param(REGISTERS, (4, 4), 5, marks=pytest.mark.slow),
+        (REGISTERS, (3, 5), 5),
+    ],
 )
 def test_tokens_equal_those_of_timm(
     files: dict[str, Path], model: str, grid: tuple[int, int], prefix: int

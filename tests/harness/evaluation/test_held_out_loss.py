@@ -172,6 +172,7 @@ def test_cost_adds_the_passes_of_the_loss_to_those_of_sampling() -> None:
     assert ratio == pytest.approx((3 * 400 + 8 * held_out) / (3 * 400))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_networks")
 def test_later_evaluation_has_the_value_of_the_run(tmp_path: Path) -> None:
     """Replicates repeat the samples, not the loss, and guidance does not change it."""

@@ -111,6 +111,7 @@ def test_export_rejects_batches_of_another_job(record: Record, tmp_path: Path) -
         draw(record, tmp_path / "a.npz", "-o", str(tmp_path / "b.png"))
 
 
+@pytest.mark.slow
 def test_second_export_to_one_file_is_rejected_while_the_first_runs(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

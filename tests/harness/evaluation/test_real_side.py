@@ -80,6 +80,7 @@ def prepared(spec: EvalSpec = FEW, dataset: Any = None, held_out: float = 0.2, *
     return Evaluator(spec, dataset, sides.train, CPU, sides.held_out, **given)
 
 
+@pytest.mark.slow
 def test_every_metric_has_the_same_bits_from_the_cache_as_fresh(passes: list[int]) -> None:
     fresh = prepared(SPEC)
     assert len(passes) == 2

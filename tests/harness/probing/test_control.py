@@ -103,7 +103,7 @@ def test_per_frame_is_the_mean_over_tokens_of_a_time_patch() -> None:
     torch.testing.assert_close(features, by_hand)
 
 
-@pytest.mark.parametrize("modality", ["video", "joint"])
+@pytest.mark.parametrize("modality", [pytest.param("video", marks=pytest.mark.slow), "joint"])
 def test_layer_features_equal_those_from_hooks(study: Path, modality: str) -> None:
     """The reference: hooks on a pass of the full network, and loops over its tokens."""
     spec, index = modal(modality), np.array([5, 900, 33])
@@ -287,6 +287,7 @@ def test_concurrent_commands_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyP
     assert json.loads((copy / "control.json").read_text()) == table
 
 
+@pytest.mark.slow
 def test_text_output_has_every_row_and_the_runs_left_out(copy: Path) -> None:
     output = invoked(copy, *SAMPLES).output
     assert output.count("untrained") == 4 and output.count("layer 4") == 4

@@ -197,9 +197,13 @@ def test_captions_of_the_prompts_are_found_after_a_restart(
 @pytest.mark.parametrize(
     ("settings", "has_them"),
     [
-        (["method.name=flow"], False),
+        pytest.param(["method.name=flow"], False, marks=pytest.mark.slow),
         (["method.name=attention_separation"], True),
-        (["method.name=attention_separation", "method.teacher_labels=shared"], False),
+        pytest.param(
+            ["method.name=attention_separation", "method.teacher_labels=shared"],
+            False,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["flow", "undropped teacher", "shared"],
 )

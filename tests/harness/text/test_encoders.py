@@ -129,6 +129,7 @@ def test_clip_agrees_with_transformers(clip: Path, data: Dataset) -> None:
     torch.testing.assert_close(pooled.features[:, 0], own.pooler_output, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_open_clip_agrees_with_transformers_on_the_same_weights(
     clip: Path, data: Dataset, tmp_path: Path
 ) -> None:
@@ -260,6 +261,7 @@ def trained(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return first
 
 
+@pytest.mark.slow
 def test_local_text_predicts_the_next_word_better_than_the_untrained_network(
     trained: Any, data: Dataset
 ) -> None:

@@ -31,7 +31,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Record:
 @pytest.mark.parametrize(
     "knobs_off",
     [
-        ["method.name=repa", "method.coefficient=0"],
+        pytest.param(["method.name=repa", "method.coefficient=0"], id="repa", marks=pytest.mark.slow),
         ["method.name=self_flow", "method.gamma=0", "method.mask_ratio=0"],
     ],
     ids=lambda knobs: knobs[0].split("=")[1],

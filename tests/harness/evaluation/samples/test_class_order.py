@@ -63,6 +63,7 @@ def test_class_folders_are_matched_by_name(digits, reference: Path, tmp_path: Pa
     assert all_classes["classes"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["npz", "parquet"])
 def test_numbered_folders_match_numbers_and_names_of_files(digits, tmp_path: Path, end: str) -> None:
     """Twelve folders 0 .. 11, and a part of them, against the same images with labels in one file."""
@@ -82,6 +83,7 @@ def test_numbered_folders_match_numbers_and_names_of_files(digits, tmp_path: Pat
         assert not any("numbered in the order" in text for text in found["warnings"])
 
 
+@pytest.mark.slow
 def test_classes_of_parquet_are_matched_by_name(digits, tmp_path: Path) -> None:
     """The same images under ClassLabel names in two orders have the same accuracy."""
     pixels, labels = digits
