@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from harness.backbone.condition import Condition
 from harness.backbone.network import Prediction
-from harness.backbone.routing import Route
 from harness.backbone.times import Times
 from harness.flow.batch import Batch, Draw
 from harness.flow.method import Losses, TrainingMethod
@@ -53,25 +52,11 @@ class MeasuredStudent(Student):
 
     features: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(
-        self,
-        x: Tensor,
-        times: Times,
-        y: Condition,
-        *,
-        taps: Collection[int] = (),
-        groups: Tensor | None = None,
-        extra: Tensor | None = None,
-        heads: Collection[int] = (),
-        outputs: Collection[int] = (),
-        route: Route | None = None,
-    ) -> Prediction:
+    # Any: the arguments of a pass, which are those of a student.
+    def __call__(self, *args: Any, taps: Collection[int] = (), **asked: Any) -> Prediction:
         depth = self.config.size.depth
         usual = {max(1, round(fraction * depth)) for fraction in FRACTIONS}
-        taps = sorted({*taps, *usual})
-        prediction = super().__call__(
-            x, times, y, taps=taps, groups=groups, extra=extra, heads=heads, outputs=outputs, route=route
-        )
+        prediction = super().__call__(*args, taps=sorted({*taps, *usual}), **asked)
         for layer, tokens in sorted(prediction.hidden.items()):
             self.features.update(describe(f"student {layer}", tokens))
         return prediction
