@@ -252,7 +252,8 @@ def replayed(futility: float, races: int = 60, most: int = 10, spending: str = "
     The share of steps is that with `until = "decided"`, if a run ends with the first evaluation at or below
     the target, or with the second in a row.
     """
-    means, spreads, flow = _recorded()
+    ratios, flow = recorded_ratios()
+    means, spreads = np.mean(list(ratios.values()), axis=1), np.std(list(ratios.values()), axis=1, ddof=1)
     rng = np.random.default_rng(SEED)
     arms = len(means)
     shares, same, lost, wrong = [], [], [], []
@@ -286,20 +287,21 @@ def _ended(times: np.ndarray, patience: int) -> np.ndarray:
     return np.minimum(np.ceil(times / EVERY) * EVERY + (patience - 1) * EVERY, STEPS)
 
 
-def _recorded() -> tuple[np.ndarray, np.ndarray, float]:
-    """Return means and standard deviations of log ratios in steps of the arms that reached the target, and
-    the mean time of flow."""
+def recorded_ratios() -> tuple[dict[str, list[float]], float]:
+    """Return the log ratios in steps to flow, by seed, of each arm that always reached the target, and the
+    mean time of flow."""
     times: dict[str, dict[int, float]] = {}
     with open(RESULTS / "methods-digits-runs.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["censored"] == "" and row["steps"]:
                 times.setdefault(row["method"], {})[int(row["seed"])] = math.log(float(row["steps"]))
     flow = times.pop("flow")
-    ratios = [
-        [flow[seed] - own[seed] for seed in flow] for own in times.values() if own.keys() == flow.keys()
-    ]
-    found = np.array(ratios)
-    return found.mean(axis=1), found.std(axis=1, ddof=1), math.exp(float(np.mean(list(flow.values()))))
+    ratios = {
+        arm: [flow[seed] - own[seed] for seed in flow]
+        for arm, own in times.items()
+        if own.keys() == flow.keys()
+    }
+    return ratios, math.exp(float(np.mean(list(flow.values()))))
 
 
 def _holm_once(t: np.ndarray, n: int) -> np.ndarray:

@@ -159,6 +159,16 @@ def write_fully(file: IO[bytes], content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def content_of(file: Path) -> bytes:
+    """Return the bytes of a file; empty without one. Raises `UserError` if it cannot be read."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
 def complete_lines(content: bytes) -> bytes:
     """Return the lines of a file without an incomplete last one, which a killed writer leaves."""
     return content[: content.rfind(b"\n") + 1]

@@ -13,6 +13,7 @@ from typing import IO, Any
 from harness.errors import UserError
 from harness.files.files import (
     complete_lines,
+    content_of,
     cut_torn_line,
     lock_file,
     no_link,
@@ -67,23 +68,13 @@ def open_chain(
 
 def read_chain(file: Path, valid: Callable[[Row], bool], what: str, *, drop_torn: bool = False) -> list[Row]:
     """Return the rows of a chain; empty without a file. Raises `UserError` if it was altered."""
-    content = _content(file)
+    content = content_of(file)
     return _checked(file, complete_lines(content) if drop_torn else content, valid, what)[0]
 
 
 def read_heads(file: Path) -> list[str]:
     """Return the hash of every complete line of a chain; empty without a file."""
-    return [_digest(line) for line in complete_lines(_content(file)).splitlines()]
-
-
-def _content(file: Path) -> bytes:
-    """Return the bytes of a file; empty without one."""
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return [_digest(line) for line in complete_lines(content_of(file)).splitlines()]
 
 
 def _checked(file: Path, content: bytes, valid: Callable[[Row], bool], what: str) -> tuple[list[Row], str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.files.files import content_of
 from harness.records.checkpoint_files import CHECKPOINTS, EMA, checkpoints, read_header
 from harness.records.record import DONE, EVENTS, Record
 from harness.records.record_chain import CHAIN, SPEC, digest_of, events_fault, read_links, spec_fits
@@ -21,10 +22,10 @@ def misfits(record: Record) -> tuple[str, ...]:
     """
     try:
         for _ in range(TRIES if record.path.is_dir() else 0):
-            before = _content(record.path / CHAIN)
+            before = content_of(record.path / CHAIN)
             found = tuple(_misfits(record))
             # The run may have been resumed between two readings.
-            if not found or _content(record.path / CHAIN) == before:
+            if not found or content_of(record.path / CHAIN) == before:
                 return found
     except UserError as error:
         return (str(error),)
@@ -46,7 +47,7 @@ def check_owner(file: Path) -> None:
 def _misfits(record: Record) -> Iterator[str]:
     run = record.path
     try:
-        done, content = (run / DONE).exists(), _content(run / EVENTS)
+        done, content = (run / DONE).exists(), content_of(run / EVENTS)
         links = read_links(run)
         if not links and any("chain" in start for start in record.environment):
             yield f"its {CHAIN} is missing, so that nothing shows whether it is complete"
@@ -75,12 +76,3 @@ def _foreign(record: Record, files: Sequence[Path]) -> str:
         if owner is not None and owner not in names:
             return f"its {file.parent.name}/{file.name} belongs to run {owner}"
     return ""
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error

@@ -22,7 +22,7 @@ from sweeps.race.expected import expected_ends
 from sweeps.race.picture import looks_picture
 from sweeps.race.race_file import read_race
 from tests.reports.synthetic import METRIC, write_run
-from tests.sweeps.races import CLAIM, Trainer, judged, raced, write_file
+from tests.sweeps.races import Trainer, claim_text, judged, raced, sequential, write_file
 
 
 def test_race_stops_at_the_look_that_decides(file: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_invalid_race_files_are_rejected(file: Path, old: str, new: str, message
 
 
 def test_file_without_a_study_is_rejected(file: Path) -> None:
-    file.write_text(CLAIM.format(name="repa", pairs=6))
+    file.write_text(claim_text("repa", more=sequential()))
     with pytest.raises(UserError, match="a race needs a study"):
         read_race(file)
 

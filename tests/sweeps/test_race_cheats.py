@@ -23,7 +23,7 @@ from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.race.coordinator import run_race
 from sweeps.race.race_file import read_race
 from tests.reports.synthetic import power_law, write_run
-from tests.sweeps.races import CLAIM, SPEEDS, Trainer, judged, raced, write_file
+from tests.sweeps.races import SPEEDS, Trainer, claim_text, judged, raced, sequential, write_file
 
 ANYTIME = 'kind = "anytime"\n'
 
@@ -75,7 +75,7 @@ def test_renamed_arm_is_named(race: tuple[Path, Path]) -> None:
 
 def test_claim_added_after_looks_is_named(race: tuple[Path, Path]) -> None:
     file, directory = race
-    more = CLAIM.format(name="repa", pairs=6).replace('name = "repa"', 'name = "second"', 1)
+    more = claim_text("repa", more=sequential()).replace('name = "repa"', 'name = "second"', 1)
     file.write_text(file.read_text() + more.replace("target = 40.0", "target = 60.0"))
     found = judged(file, directory)[1]
     assert found.verdict == "inconclusive" and "chosen after looks" in found.reasons[0].text

@@ -31,6 +31,7 @@ from sweeps.race.coordinator import Course, run_race
 from sweeps.race.early_ends import spared_steps
 from sweeps.race.race_file import read_race
 from tests.reports.synthetic import power_law, write_run
+from tests.sweeps.races import claim_text, sequential
 
 SPEEDS = {"flow": 1.0, "repa": 1.5, "sra": 0.95, "dispersive": 0.1}
 """The last arm never reaches the target, 40, within 2000 steps."""
@@ -45,25 +46,14 @@ base = "digits"
 "eval.every" = 100
 "train.batch_size" = 64
 """
-CLAIM = """
-[[claim]]
-name = "{name}"
-candidate = "{name}"
-baseline = "flow"
-metric = "fd:local"
-target = 40.0
-axis = "{axis}"
-factor = 1.2
-[claim.sequential]
-max_pairs = 6
-"""
 DECIDED = 'until = "decided"\npatience = 3\n'
 
 
 def write_file(folder: Path, *arms: str, until: str = DECIDED, axis: str = "steps") -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / "claim.toml"
-    path.write_text(RACE + "".join(CLAIM.format(name=arm, axis=axis) + until for arm in arms))
+    more = f'axis = "{axis}"\n{sequential()}{until}'
+    path.write_text(RACE + "".join(claim_text(arm, factor=1.2, more=more) for arm in arms))
     return path
 
 

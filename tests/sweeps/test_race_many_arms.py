@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,38 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.sequential import recorded_ratios
 from reports.audit.judge_files import judge_claims
 from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.race.coordinator import run_race
 from sweeps.race.race_file import read_race
 from tests.conftest import ROOT
 from tests.reports.synthetic import power_law, write_run
+from tests.sweeps.races import claim_text
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAIRS = 6
-CLAIM = """
-[[claim]]
-name = "{name}"
-candidate = "{name}"
-baseline = "flow"
-metric = "fd:local"
-target = 8.0
-factor = 1.0
-"""
 SEQUENTIAL = f"[claim.sequential]\nmax_pairs = {PAIRS}\nfutility = 0.1\n"
 
 
 def recorded() -> dict[str, tuple[float, float]]:
     """Return mean and standard deviation of the log ratios in steps to flow, one arm for each method."""
-    times: dict[str, dict[int, float]] = {}
-    with open(RESULTS / "methods-digits-runs.csv", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["censored"] == "" and row["steps"]:
-                times.setdefault(row["method"], {})[int(row["seed"])] = math.log(float(row["steps"]))
-    flow = times.pop("flow")
     found: dict[str, tuple[float, float]] = {}
-    for arm, own in times.items():
-        ratios = [flow[seed] - own[seed] for seed in flow]
+    for arm, ratios in recorded_ratios()[0].items():
         found.setdefault(arm.partition(" (")[0], (float(np.mean(ratios)), float(np.std(ratios, ddof=1))))
     return found
 
@@ -76,7 +61,7 @@ def test_race_of_many_arms_reaches_the_verdicts_of_all_runs_with_fewer(tmp_path:
     methods = list(recorded())
     arms = json.dumps(["flow", *methods])
     study = f'[study]\nname = "all"\nbase = "digits"\n[study.axes]\n"method.name" = {arms}\n'
-    claims = [CLAIM.format(name=name) for name in methods]
+    claims = [claim_text(name, target=8.0, factor=1.0) for name in methods]
     file, once = tmp_path / "race.toml", tmp_path / "once.toml"
     file.write_text(study + "".join(claim + SEQUENTIAL for claim in claims))
     once.write_text("".join(claims))
