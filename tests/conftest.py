@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads of a child that wait sleep, instead of spinning on a core that another test needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 ROOT = Path(__file__).parent.parent
+FAILURE_LINES = 30
 # A shell that starts the tests in the background ignores these signals, and every child would inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
@@ -35,6 +36,28 @@ def pytest_collection() -> Iterator[None]:
         gc.freeze()
         gc.enable()
         gc.set_threshold(20_000, 20, 20)
+
+
+class Failures:
+    """Prints a failure at once: a suite that is stopped at a time limit never reaches its summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the name of a failed test and the end of its report."""
+        if report.failed:
+            end = report.longreprtext.splitlines()[-FAILURE_LINES:]
+            self.terminal.ensure_newline()
+            self.terminal.write_line("\n".join((f"FAILED {report.nodeid} ({report.when})", *end)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Print failures at once where the results arrive."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(Failures(terminal))
 
 
 @pytest.fixture(scope="session", autouse=True)
