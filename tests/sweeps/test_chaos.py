@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from harness.records.record import Record
 from sweeps.plan.status import read_status
 from tests.support.runs import everything
-from tests.support.studies import start_study
+from tests.support.studies import finish_study, start_study
 
 KILLS, EVERY = 20, 3.0
 STUDY = """name = "chaos"
@@ -48,13 +49,14 @@ def test_study_keeps_its_bits_after_twenty_random_kills(tmp_path: Path) -> None:
         random.Random(20261121),
     )
     study.write_text(STUDY)
-    assert start_study(study, calm).wait(1200) == 0
-    coordinator, killed = start_study(study, wild), []
-    while len(killed) < KILLS:
+    finish_study(partial(start_study, study, calm), calm, tries=1)
+    start = partial(start_study, study, wild)
+    coordinator, killed, starts = start(), [], 1
+    while len(killed) < KILLS and starts <= 2 * KILLS:
         try:
             if coordinator.wait(EVERY) == 0:
                 break
-            coordinator = start_study(study, wild)
+            coordinator, starts = start(), starts + 1
         except subprocess.TimeoutExpired:
             victims = sorted(at_work(wild))
             # A single process is a coordinator that has just started.
@@ -62,9 +64,7 @@ def test_study_keeps_its_bits_after_twenty_random_kills(tmp_path: Path) -> None:
                 victim = dice.choice(victims)
                 os.kill(victim, signal.SIGKILL)
                 killed.append(victim == coordinator.pid)
-    # A killed worker is a failure of that command.
-    while coordinator.wait(1200) != 0:
-        coordinator = start_study(study, wild)
+    finish_study(start, wild, coordinator)
     assert {True, False} <= set(killed)
     runs = json.loads((wild / "plan.json").read_text())["runs"]
     assert read_status(wild)["counts"] == {"done": 24} and len({run["id"] for run in runs}) == 24

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.studies import start_study
+from tests.support.studies import finish_study, start_study
 
 RACE = """
 [study]
@@ -39,7 +40,7 @@ def test_race_takes_the_same_looks_after_random_kills(tmp_path: Path) -> None:
     def race(folder: Path) -> subprocess.Popen[bytes]:
         return start_study(folder / "claim.toml", folder / "runs", "race")
 
-    assert race(calm).wait(1200) == 0
+    finish_study(partial(race, calm), calm / "runs", tries=1)
     coordinator = race(wild)
     for _ in range(6):
         try:
@@ -49,8 +50,7 @@ def test_race_takes_the_same_looks_after_random_kills(tmp_path: Path) -> None:
             coordinator.kill()
             coordinator.wait()
         coordinator = race(wild)
-    while coordinator.wait(1200) != 0:
-        coordinator = race(wild)
+    finish_study(partial(race, wild), wild / "runs", coordinator)
     looks = (calm / "runs" / "looks.jsonl").read_bytes()
     assert looks.count(b"\n") > 2 and (wild / "runs" / "looks.jsonl").read_bytes() == looks
     register = json.loads((wild / "register.jsonl").read_text())

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from harness.errors import UserError
 from harness.records.record import Record
 from sweeps.cli.tune import tune
 from tests.support.runs import TINY, everything
+from tests.support.studies import finish_study, start_command
 from tests.sweeps.conftest import RATE, TABLE, stub_command
 
 
@@ -125,24 +127,21 @@ def test_real_runs_survive_random_kills_of_the_coordinator(tmp_path: Path) -> No
     source.write_text(tomli_w.dumps(table))
 
     def start(out: str) -> subprocess.Popen[bytes]:
-        settings = [word for setting in TINY if "learning_rate" not in setting for word in ("--set", setting)]
-        words = ["tune", str(source), "--out", str(tmp_path / out), "--json", "--slots", "2", *settings]
-        command = [sys.executable, "-m", "harness.cli.main", *words]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        settings = [setting for setting in TINY if "learning_rate" not in setting]
+        return start_command("tune", source, tmp_path / out, settings)
 
-    assert start("calm").wait(600) == 0
+    finish_study(partial(start, "calm"), tmp_path / "calm", tries=1)
     kills = 0
-    while True:
+    for _ in range(6):
         coordinator = start("wild")
         try:
-            code = coordinator.wait(dice.uniform(5, 20) if kills < 6 else 600)
+            if coordinator.wait(dice.uniform(5, 20)) == 0:
+                break
         except subprocess.TimeoutExpired:
             coordinator.send_signal(signal.SIGKILL)
             coordinator.wait()
             kills += 1
-            continue
-        if code == 0:
-            break
+    finish_study(partial(start, "wild"), tmp_path / "wild")
     assert kills
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     assert (calm / "history.json").read_text() == (wild / "history.json").read_text()
