@@ -13,6 +13,10 @@ their length: `loss:held_out/short_captions` for at most the median number of wo
 
 Nothing is sampled and no other network is used. The condition is that of the sample, never dropped. Noise
 depends on `eval.seed` and the index in the data set, so a sample has one noise, shared by all times.
+
+A network with an extra token (REG) has no value. In training it is given the noised token of the sample, an
+encoder's output for the clean image. With it the loss would be that of an easier task, and REG would win by
+it. Without it, or with pure noise in its place, the network gets an input that it is not trained on.
 """
 
 from __future__ import annotations
@@ -45,8 +49,8 @@ from metrics.intervals import around
 TIMES = tuple(step / 8 for step in range(8))
 """The eight equidistant times, in MLPerf's convention and in ours."""
 EXTRA_TOKEN = (
-    "the network has an extra token, and the clean token of a held-out sample is an output of the encoder, "
-    "which evaluations do not open"
+    "the network has an extra token, an encoder's output for the held-out sample itself, so that its "
+    "loss is not comparable with that of other networks"
 )
 
 
