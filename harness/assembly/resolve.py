@@ -7,6 +7,7 @@ can serve every arm of a race.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -216,9 +217,11 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
     captioned = bool(spec.text.encoder)
     check_metrics(spec.eval, dataset, modality, **unseen, captioned=captioned, encoders=aligned, where=where)
     if HELD_OUT_LOSS in spec.eval.metrics and spec.method.needs().summary:
+        kept = json.dumps([name for name in spec.eval.metrics if name != HELD_OUT_LOSS] or ["fd:local"])
         raise UserError(
-            f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose extra token "
-            "needs the encoder's output in an evaluation; remove the metric"
+            f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose network is "
+            "given an encoder's output for the held-out sample itself, so that its loss is not comparable; "
+            f"--set 'eval.metrics={kept}'"
         )
     _check_guidance(spec, where)
 

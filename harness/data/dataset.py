@@ -239,6 +239,12 @@ class Capabilities:
         return tuple(getattr(self._files, "states", ()))
 
     @property
+    def caption_attributes(self) -> Callable[[int], tuple[str, ...]] | None:
+        """A function from an index to the attributes that its first caption states, for example `two_digits`;
+        None if they are not known."""
+        return getattr(self._files, "caption_attributes", None)
+
+    @property
     def position(self) -> np.ndarray | None:
         """Row and column of the object in each frame, (videos, frames, 2), for generated data and their
         parts."""

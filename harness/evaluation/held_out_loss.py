@@ -8,16 +8,22 @@ convention of time is ours: t = 0 is data and t = 1 is noise, so no time is conv
 times, `loss:held_out@0.125`, and for samples of several parts by part, `loss:held_out/video`. All parts
 together have the mean over parts, as L_gen has with its default weights. On captions it is also named by
 their length: `loss:held_out/short_captions` for at most the median number of words, else
-`loss:held_out/long_captions`.
+`loss:held_out/long_captions`. On generated captions it is named by their attributes too, for example
+`loss:held_out/two_digits` and `loss:held_out/left_of`.
 
 Nothing is sampled and no other network is used. The condition is that of the sample, never dropped. Noise
 depends on `eval.seed` and the index in the data set, so a sample has one noise, shared by all times.
+
+A network with an extra token (REG) has no value. In training it is given the noised token of the sample, an
+encoder's output for the clean image. With it the loss would be that of an easier task, and REG would win by
+it. Without it, or with pure noise in its place, the network gets an input that it is not trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +34,7 @@ from harness.backbone.condition import Condition
 from harness.backbone.times import Times
 from harness.backbone.tokens import kind_of, split_parts
 from harness.config.spec import EvalSpec
-from harness.data.dataset import Capabilities, Dataset, shapes_of, x_shape
+from harness.data.dataset import Capabilities, Dataset, pictured, shapes_of, x_shape
 from harness.data.open import from_pixels, images
 from harness.evaluation.metric_table import HELD_OUT_LOSS
 from harness.flow.path import velocity_target
@@ -43,8 +49,8 @@ from metrics.intervals import around
 TIMES = tuple(step / 8 for step in range(8))
 """The eight equidistant times, in MLPerf's convention and in ours."""
 EXTRA_TOKEN = (
-    "the network has an extra token, and the clean token of a held-out sample is an output of the encoder, "
-    "which evaluations do not open"
+    "the network has an extra token, an encoder's output for the held-out sample itself, so that its "
+    "loss is not comparable with that of other networks"
 )
 
 
@@ -71,9 +77,8 @@ class HeldOutLoss:
         self.spec, self.dataset, self.captions, self.world = spec, dataset, captions, world
         self.shapes = shapes_of(dataset)
         texts = captions.first_texts(self.place) if captions is not None and captions.texts_known else []
-        words = [len(text.split()) for text in texts]
-        self.is_long = np.array(words) > np.median(words) if words else np.zeros(len(self.place), bool)
-        """True for samples whose caption has more words than the median, bool (N,)."""
+        self.groups = by_length(texts) | (by_attribute(dataset, self.place) if texts else {})
+        """Groups of captions by name, as bool (N,) over the samples; none has no sample."""
 
     # Any: JSON.
     def about(self) -> dict[str, Any]:
@@ -99,7 +104,7 @@ class HeldOutLoss:
         losses_NKP = torch.cat(rows).numpy()
         if not np.isfinite(losses_NKP).all():
             raise MetricError("the loss is not finite")
-        return named_values(losses_NKP, [kind_of(shape) for shape in self.shapes], self.is_long)
+        return named_values(losses_NKP, [kind_of(shape) for shape in self.shapes], self.groups)
 
     @torch.no_grad()
     def _losses(self, model: nn.Module, place: np.ndarray) -> Tensor:
@@ -133,18 +138,34 @@ class HeldOutLoss:
         return x0, torch.as_tensor(labels) if self.captions is None else self.captions.first(place)
 
 
-def named_values(losses_NKP: np.ndarray, parts: list[str], is_long_N: np.ndarray) -> dict[str, Value]:
-    """Return mean losses by name, each with its interval over samples: all, by time, by part, by length."""
+def by_length(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the groups of short and long captions; empty without captions, or if all have one length."""
+    words = np.array([len(text.split()) for text in texts])
+    is_long = words > np.median(words) if len(words) else np.zeros(0, bool)
+    return {"short_captions": ~is_long, "long_captions": is_long} if is_long.any() else {}
+
+
+def by_attribute(dataset: Dataset, place: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the groups of samples whose first caption states an attribute; empty if they are not known."""
+    attributes = Capabilities(pictured(dataset)).caption_attributes
+    if attributes is None:
+        return {}
+    stated = [attributes(int(index)) for index in place]
+    names = sorted({name for own in stated for name in own})
+    return {name: np.array([name in own for own in stated]) for name in names}
+
+
+def named_values(
+    losses_NKP: np.ndarray, parts: list[str], groups: Mapping[str, np.ndarray]
+) -> dict[str, Value]:
+    """Return mean losses by name, each with its interval over samples: all, by time, by part, by group."""
     by_time = losses_NKP.mean(axis=2)
     named = {HELD_OUT_LOSS: by_time.mean(axis=1)}
     named |= {f"{HELD_OUT_LOSS}@{t:g}": by_time[:, k] for k, t in enumerate(TIMES)}
     if len(parts) > 1:
         by_part = losses_NKP.mean(axis=1)
         named |= {f"{HELD_OUT_LOSS}/{kind}": by_part[:, p] for p, kind in enumerate(parts)}
-    if is_long_N.any():
-        by_sample = named[HELD_OUT_LOSS]
-        named[f"{HELD_OUT_LOSS}/short_captions"] = by_sample[~is_long_N]
-        named[f"{HELD_OUT_LOSS}/long_captions"] = by_sample[is_long_N]
+    named |= {f"{HELD_OUT_LOSS}/{name}": named[HELD_OUT_LOSS][rows] for name, rows in groups.items()}
     return {name: _mean(losses) for name, losses in named.items()}
 
 

@@ -8,8 +8,9 @@ HELD_OUT_LOSS = "loss:held_out"
 """The flow loss on held-out samples (held_out_loss.py); lower is better."""
 LOSS_SUMMARY = (
     "flow loss at eight times on fixed held-out samples and noise, without sampling; lower is better; also "
-    "recorded by time (loss:held_out@0.125), by part (loss:held_out/video) and by length of the captions "
-    "(loss:held_out/short_captions, loss:held_out/long_captions)"
+    "recorded by time (loss:held_out@0.125), by part (loss:held_out/video), by length of the captions "
+    "(loss:held_out/short_captions, loss:held_out/long_captions) or by what generated captions state "
+    "(loss:held_out/two_digits, loss:held_out/left_of)"
 )
 
 

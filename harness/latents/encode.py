@@ -28,6 +28,7 @@ from harness.data.waveforms import codec_input_shape, read_waves
 from harness.errors import UserError
 from harness.files.files import held, replacing, write_atomic
 from harness.files.parse import parse_json
+from harness.files.progress import progress_bar
 from harness.latents.captions import TEXT_INDEX, TEXTS, caption_files
 from harness.latents.codec import Codec
 from harness.latents.shards import FORMAT, INDEX, MANIFEST, shard_name, without_places
@@ -73,8 +74,14 @@ class Job(Protocol):
         """Return the bytes that assign each sample to a side of the split."""
         ...
 
-    def further(self) -> dict[str, Callable[[], bytes]]:
-        """Return the content of files about captions by name. They are written before the shards."""
+    def staged(self) -> dict[str, Callable[[], bytes]]:
+        """Return the content of files by name that ranks write in parallel for `further`; they are removed at
+        the end."""
+        ...
+
+    def further(self) -> dict[str, Callable[[Path], bytes]]:
+        """Return the content of files about captions by name, from the folder with the staged files. They are
+        written before the shards."""
         ...
 
     def closing(self) -> dict[str, Any]:
@@ -148,12 +155,15 @@ class Encoding:
     def keys(self) -> list[bytes]:
         return [self.dataset.key(i) for i in range(len(self.dataset))]
 
-    def further(self) -> dict[str, Callable[[], bytes]]:
+    def staged(self) -> dict[str, Callable[[], bytes]]:
+        return {}
+
+    def further(self) -> dict[str, Callable[[Path], bytes]]:
         if (captions := Capabilities(self.dataset).captions) is None:
             return {}
         # All captions are read only if a file is written, and once for both.
         files = cache(lambda: caption_files(map(captions, range(len(self.dataset)))))
-        return {TEXTS: lambda: files()[TEXTS], TEXT_INDEX: lambda: files()[TEXT_INDEX]}
+        return {TEXTS: lambda _: files()[TEXTS], TEXT_INDEX: lambda _: files()[TEXT_INDEX]}
 
     def closing(self) -> dict[str, Any]:
         return {}
@@ -197,8 +207,11 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
             try:
                 if world.main:
                     begins = _begin(folder, job)
-                    _write_further(folder, job)
                 world.wait()
+                _write_staged(folder, job, world)
+                world.wait()
+                if world.main:
+                    _write_further(folder, job)
                 local = list(enumerate(job.shards()))[world.rank :: world.size]
                 for number, part in local:
                     if _is_complete(folder / shard_name(number)):
@@ -223,16 +236,29 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
         ) from error
 
 
+def _write_staged(folder: Path, job: Job, world: World) -> None:
+    """Write this rank's share of the staged files, except those of an earlier command that was killed."""
+    if all((folder / name).exists() for name in job.further()):
+        return
+    local = list(job.staged().items())[world.rank :: world.size]
+    with progress_bar(len(local) if world.main else 0, "reading states of captions") as advance:
+        for name, content in local:
+            if not (folder / name).exists():
+                write_atomic(folder / name, content())
+            advance(1)
+
+
 def _write_further(folder: Path, job: Job) -> None:
     """Write the files about captions, except those of an earlier command that was killed."""
     for name, content in job.further().items():
         if not (folder / name).exists():
-            write_atomic(folder / name, content())
+            write_atomic(folder / name, content(folder))
 
 
 def _remove_if_empty(folder: Path, job: Job) -> None:
-    """Remove what a command has written that has completed no shard, so that a refusal leaves nothing."""
-    if not any(folder.glob("*.sha256")):
+    """Remove what a command has written that has completed no shard and no staged file, so that a refusal
+    leaves nothing."""
+    if not any(folder.glob("*.sha256")) and not any((folder / name).exists() for name in job.staged()):
         with suppress(OSError):
             for name in (*job.further(), BEGUN):
                 (folder / name).unlink(missing_ok=True)
@@ -310,6 +336,8 @@ def _finish(folder: Path, job: Job) -> dict[str, Any]:
     files |= {name: sha256_of(folder / name) for name in job.further()}
     manifest = job.about | job.closing() | {"files": files}
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    for name in job.staged():
+        (folder / name).unlink(missing_ok=True)
     return manifest
 
 

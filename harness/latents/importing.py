@@ -20,7 +20,7 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.errors import UserError
-from harness.latents.captions import STATES, states_file
+from harness.latents.captions import STATES, staged_digests, states_file
 from harness.latents.codec import Affine, Codec
 from harness.latents.encode import shards_of
 from harness.latents.layouts.source import Holds, LatentSource
@@ -171,8 +171,13 @@ class Importing:
             records = self.read(start, stop)
             yield self._linkable.positions(start, stop) if self.link else records
 
-    def further(self) -> dict[str, Callable[[], bytes]]:
-        """Return the digests of captions' states, for which all of them are read."""
+    def staged(self) -> dict[str, Callable[[], bytes]]:
+        """Return the parts of the digests of captions' states, for which all of them are read."""
+        captions = self.source.captions
+        return {} if captions is None else staged_digests(captions)
+
+    def further(self) -> dict[str, Callable[[Path], bytes]]:
+        """Return the digests of captions' states, from their parts."""
         captions = self.source.captions
         return {} if captions is None else {STATES: partial(states_file, captions)}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from harness.records.events import Event, read_events
 from harness.records.shapes import protocol_fault
 
 EVALUATIONS, PROTOCOLS = "evaluations.jsonl", "protocols.json"
+SHORTFALL = "1-"
+"""Prefix of the name of the shortfall of a share, for example `1-obeys:colour`, which falls as the share
+rises."""
 GUIDANCES = ("guidance", "method_guidance")
 """Fields with the scale of a guidance; `_low` and `_high` are its interval of times."""
 
@@ -227,6 +231,33 @@ def belongs(value: str, metric: str) -> bool:
     (True, False)
     """
     return value == metric or value.startswith((f"{metric}@", f"{metric}/"))
+
+
+def recorded_name(metric: str) -> str:
+    """Return the name under which a metric is recorded: that of the share for its shortfall.
+
+    >>> recorded_name("1-obeys:colour"), recorded_name("fd:local")
+    ('obeys:colour', 'fd:local')
+    """
+    return metric.removeprefix(SHORTFALL)
+
+
+# Any: a metric's row as in the record.
+def row_of(event: Event, metric: str) -> Mapping[str, Any] | None:
+    """Return an evaluation's value of a metric, or of the shortfall 1 - share; None if it has none.
+
+    A share of n samples is known to one of them. Its shortfall is at least half of that, 1 / (2 n), because
+    curves are of logarithms.
+    """
+    row = event["metrics"].get(recorded_name(metric))
+    if row is None or not metric.startswith(SHORTFALL):
+        return row
+    low, high = row.get("low"), row.get("high")
+    least = 0.5 / row["n"] if row.get("n") and row["mean"] <= 1 else -math.inf
+    turned = {"low": None if high is None else 1 - high, "high": None if low is None else 1 - low}
+    if "replicates" in row:
+        turned["replicates"] = [1 - value for value in row["replicates"]]
+    return {**row, **turned, "mean": max(1 - row["mean"], least)}
 
 
 # Any: a metric's row as in the record.

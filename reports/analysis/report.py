@@ -22,6 +22,7 @@ from reports.audit.inputs.log_runs import read_log_records
 from reports.audit.judge_files import judge_claims
 from reports.logs.log_map import LogMap
 from reports.race.across import Across, across_of, sentence_across
+from reports.race.by_attribute import AttributeRace, by_attribute
 from reports.race.by_target import SpeedupByTarget, speedup_by_target
 from reports.race.final_values import FinalValue, final_values_of, real_sample_values
 from reports.race.gradients import Gradients, gradients_of
@@ -124,6 +125,11 @@ class RaceReport:
     def by_target(self) -> SpeedupByTarget:
         """The speed-up at every target."""
         return speedup_by_target(self.race)
+
+    @cached_property
+    def by_attribute(self) -> tuple[AttributeRace, ...]:
+        """The race by each attribute of the captions; empty for runs without captions."""
+        return by_attribute(self.race)
 
     @cached_property
     def final_values(self) -> tuple[FinalValue, ...]:

@@ -18,8 +18,8 @@ MOST_CONFIDENCE = 1 - 1e-9
 DIRECTORIES = click.argument("directories", metavar="DIR|LOG|URI...", nargs=-1, required=True)
 METRIC = click.option(
     "--metric",
-    help="Metric name as recorded, for example fd:local. Default: the study's, and for reports else the "
-    "first evaluated.",
+    help="Metric name as recorded, for example fd:local. Reports and figures also take the shortfall of a "
+    "share, for example 1-obeys:colour. Default: the study's, and for reports else the first evaluated.",
 )
 TARGET = click.option(
     "--target",

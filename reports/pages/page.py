@@ -21,6 +21,7 @@ from reports.figures import chart_data, race_figures, svg
 from reports.logs.log_map import read_map
 from reports.pages import sections
 from reports.pages.ablation import ablation_section
+from reports.pages.attributes import attribute_section
 from reports.pages.audits import claims_section
 from reports.pages.conditions import conditions_section
 from reports.pages.control import control_section
@@ -117,6 +118,7 @@ def body(report: RaceReport, command: str, printed: Sequence[PublishedRequest] =
         workload_section(report),
         profile_section(report),
         sections.time_section(report),
+        attribute_section(report),
         final_value_section(report),
         conditions_section(report),
         sections.cost_section(report),

@@ -9,9 +9,10 @@ from typing import Any
 
 from reports.analysis.performance_profile import Profile
 from reports.analysis.report import RaceReport
-from reports.analysis.rows import mlperf_rows
+from reports.analysis.rows import arm_rows, mlperf_rows
 from reports.pages.conditions import ranking_changes
 from reports.pages.gradients import reading
+from reports.race.by_attribute import AttributeRace
 from reports.race.gradients import GradientArm
 from reports.race.views import View
 from reports.race.workloads import PooledSpeedup, Workload
@@ -44,6 +45,7 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
         "ranking_changes": ranking_changes(report) or None,
         "gradients": [_of_gradients(arm) for arm in (report.gradients.arms if report.gradients else ())],
         "mlperf": mlperf_rows(race),
+        "by_attribute": [_of_attribute(report, one) for one in report.by_attribute],
         "finals": report.final_value_rows,
         "runs": _named(report, report.run_rows),
         "html": html,
@@ -81,6 +83,12 @@ def _of_view(view: View) -> dict[str, Any]:
         for label, arm in view.ranking.items()
     ]
     return {"conditions": view.name, "protocol": view.race.protocol, "ranking": ranking}
+
+
+def _of_attribute(report: RaceReport, one: AttributeRace) -> dict[str, Any]:
+    """Return the times and speed-ups of the race by one attribute of the captions."""
+    about = {"attribute": one.attribute, "metric": one.race.metric, "target": one.race.target}
+    return about | {"samples": one.samples, "rows": _named(report, arm_rows(one.race))}
 
 
 def _of_workload(workload: Workload) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 
+from harness.records.evaluations import SHORTFALL
 from harness.records.record import Record
 from reports.race.log_records import LogRecord
 from reports.race.run import RaceRun
@@ -26,7 +27,10 @@ def values_differ(runs: Sequence[RaceRun]) -> str:
         return "the runs were evaluated under different protocols, so their values cannot be compared"
     counted = [run for run in runs if run.counts]
     if rises([run.curve for run in counted]):
-        return f"{counted[0].metric} rises during training in every run, but a race needs a metric that falls"
+        metric = counted[0].metric
+        shares = all(0 <= value <= 1 for run in counted for value in run.curve.measured)
+        how = f" (of a share, its shortfall: --metric {SHORTFALL}{metric})" if shares else ""
+        return f"{metric} rises during training in every run, but a race needs a metric that falls{how}"
     return ""
 
 

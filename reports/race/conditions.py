@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from harness.errors import UserError, unknown
-from harness.records.evaluations import Conditions, first_scale, varied
+from harness.records.evaluations import Conditions, first_scale, row_of, varied
 from harness.records.record import Record
 from reports.race.protocols import protocols_of
 
@@ -41,7 +41,7 @@ def conditions_of(record: Record, metric: str) -> list[dict[str, Any]]:
     spec = dict(record.spec.get("eval", {}))
     if "guidance" in spec:
         spec["guidance"] = first_scale(spec["guidance"])
-    values = [e["metrics"][metric] for e in record.of("eval") if metric in e["metrics"]]
+    values = [row for event in record.of("eval") if (row := row_of(event, metric)) is not None]
     n = {"n_fake": values[-1]["n"]} if values and values[-1].get("n") else {}
     tables = [spec if "sampler" not in fields else fields for fields in protocols_of(record, metric).values()]
     return [n | {name: table[name] for name in FIELDS if name in table} for table in tables]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from harness.records.evaluations import recorded_name
 from reports.race.race import Race
 from reports.race.run import RaceRun
 
@@ -15,7 +16,11 @@ def about_metric(race: Race) -> list[str]:
 
 
 def _favours(race: Race) -> list[str]:
-    arms = {run.arm: None for run in race.runs if race.metric in _evaluation(run).get("aligned", ())}
+    arms = {
+        run.arm: None
+        for run in race.runs
+        if recorded_name(race.metric) in _evaluation(run).get("aligned", ())
+    }
     if not arms:
         return []
     return [
@@ -39,12 +44,13 @@ def noise_floors(run: RaceRun) -> dict[str, dict[str, Any]]:
 
 def _floors(race: Race) -> list[str]:
     """Return one sentence; runs under one protocol have the same noise floor."""
-    floors = [floor for run in race.runs if (floor := noise_floors(run).get(race.metric))]
+    name = recorded_name(race.metric)
+    floors = [floor for run in race.runs if (floor := noise_floors(run).get(name))]
     if not floors:
         return []
-    texts = [_floor(name, value) for name, value in floors[0].items()]
+    texts = [_floor(kind, value) for kind, value in floors[0].items()]
     which = "real against real" if any(value["n_real"] for value in floors[0].values()) else "real samples"
-    return [f"Noise floor of {race.metric}, {which}: {'; '.join(texts)}."]
+    return [f"Noise floor of {name}, {which}: {'; '.join(texts)}."]
 
 
 def _floor(name: str, value: dict[str, Any]) -> str:

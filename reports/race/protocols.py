@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.records.evaluations import belongs, protocol_of
+from harness.records.evaluations import belongs, protocol_of, recorded_name
 from harness.records.record import Record
 
 OF_VIDEO = ("video:", "i3d", "videomae")
@@ -23,6 +23,7 @@ def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
 
     If a record does not contain the protocol itself, its fields are only the hash.
     """
+    metric = recorded_name(metric)
     known = {key: about["protocol"] for key, about in record.protocols.items() if "protocol" in about}
     protocols: dict[str, Mapping[str, Any]] = {}
     measured = (e for e in record.of("eval") if metric in e["metrics"])

@@ -10,6 +10,7 @@ from typing import TypedDict
 import numpy as np
 
 from harness.errors import UserError, unknown
+from harness.records.evaluations import recorded_name
 from harness.records.integrity import named_misfits
 from harness.records.record import Record, find_records
 from harness.records.study_folder import PlanEntry, PlanExclusion
@@ -152,8 +153,9 @@ def read_race(
     is at the first (`race_at` gives the others). The study's target holds only for the study's metric.
     Without a target, the lowest value that every run of a cell reaches is used and reported as chosen after
     the fact. `protocol` chooses the conditions of the evaluations, for example `guidance=1.5`. A metric that
-    rises during training has no times to target, so nothing is compared. Raises
-    `UserError` for folders without runs, unknown names, several arms without a baseline, and broken records.
+    rises during training has no times to target, so nothing is compared; `1-obeys:colour` is the shortfall of
+    a share, which falls. Raises `UserError` for folders without runs, unknown names, several arms without a
+    baseline, and broken records.
     """
     study, plan = read_study(directories), read_plan(directories)
     asked = requested_rules(target)
@@ -276,7 +278,7 @@ def _metric(records: Sequence[Record], requested: str | None) -> str:
     )
     if not names:
         raise UserError("no run has been evaluated yet; a report needs at least one evaluation")
-    if requested is not None and requested not in names:
+    if requested is not None and recorded_name(requested) not in names:
         raise unknown("metric", requested, names)
     return requested or names[0]
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.records.early_end import EarlyEnd
+from harness.records.evaluations import row_of
 from harness.records.record import TRAINING_PHASES, Record
 from harness.records.targets import antitonic, replicate_weights
 
@@ -132,12 +133,13 @@ def slope_at(curve: Curve, step: float) -> float | None:
 
 def curve_of(record: Record, metric: str) -> Curve | None:
     """Return the curve of a metric in a record; None if it was not evaluated after step 0."""
-    events = [event for event in record.of("eval") if metric in event["metrics"] and event["step"] > 0]
-    if not events:
+    rows = {event["step"]: row_of(event, metric) for event in record.of("eval") if event["step"] > 0}
+    values = {step: row for step, row in rows.items() if row is not None}
+    if not values:
         return None
-    values = [event["metrics"][metric] for event in events]
+    means = [row["mean"] for row in values.values()]
     try:
-        return fit([e["step"] for e in events], [v["mean"] for v in values], replicate_weights(values))
+        return fit(list(values), means, replicate_weights(list(values.values())))
     except UserError as error:
         raise UserError(f"run {record.id}, {metric}: {error}") from error
 

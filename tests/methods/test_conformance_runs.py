@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from harness.assembly.build import backbone_config, build_backbone, sampling_rule
 from harness.data.open import open_dataset, split
 from harness.encoders import local
 from harness.encoders.local import RandomEncoder
 from harness.errors import UserError
+from harness.evaluation.held_out_loss import HeldOutLoss
 from harness.records.flatten import flatten
 from harness.records.record import DONE, Record
+from harness.runtime.distributed import World
 from harness.train.state import build_run
 from methods.common.method import Method
 from tests.methods.conftest import few_methods_fast
@@ -81,6 +85,23 @@ def test_encoder_with_another_grid_is_rejected(method: type[Method], monkeypatch
         UserError, match=r"has a grid of 2x2 tokens, but the backbone has 4x4; choose another encoder"
     ):
         build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
+
+
+def test_validation_loss_is_measured_or_refused_by_name(method: type[Method]) -> None:
+    asked = (*words(method), 'eval.metrics=["loss:held_out"]', "eval.samples=3", "eval.batch_size=3")
+    if tiny(*words(method)).method.needs().summary:
+        with pytest.raises(
+            UserError, match=rf"loss:held_out' does not support {re.escape(name_of(method))},"
+        ):
+            tiny(*asked)
+        return
+    spec = tiny(*asked)
+    dataset, cpu = open_dataset(spec.data), torch.device("cpu")
+    model = build_backbone(backbone_config(spec, dataset), spec.runtime)
+    held_out, rule = split(dataset, spec.data.held_out).held_out, sampling_rule(spec, dataset)
+    values = HeldOutLoss(spec.eval, dataset, held_out, None, World(0, 1, cpu), rule)(model)
+    mean, *times = (value.mean for value in values.values())
+    assert len(times) == 8 and mean > 0 and mean == pytest.approx(sum(times) / 8)
 
 
 @pytest.mark.slow

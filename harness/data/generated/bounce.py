@@ -103,6 +103,11 @@ class Bounce:
         label = self._digits.sample(index % len(self._digits)).label
         return bounces(label, float(self.first[index]), float(self.period[index]), self.shape[1])
 
+    def caption_attributes(self, index: int) -> tuple[str, ...]:
+        """Return the tempo that the captions of a clip state, if they do."""
+        tempo = self.truth(index).tempo
+        return (tempo,) if tempo else ()
+
     def impacts(self, index: int) -> np.ndarray:
         """Return the times, in frames, of every impact from half a frame before the first frame to half a
         frame after the last."""

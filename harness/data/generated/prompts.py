@@ -139,6 +139,12 @@ class Prompts:
     def truth(self, index: int) -> Truth:
         return self._truths[index]
 
+    def caption_attributes(self, index: int) -> tuple[str, ...]:
+        """Return the number of digits and, of two groups, their relation, for example `left_of`."""
+        truth = self._truths[index]
+        number = f"{NUMBERS[truth.count]}_digit{'' if truth.count == 1 else 's'}"
+        return (number, truth.relation.replace(" ", "_")) if truth.relation else (number,)
+
 
 class Draws:
     """Choices made one after the other from the uniform numbers of a sample."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,21 @@ def plain(spec: RunSpec, model: torch.nn.Module) -> np.ndarray:
     return np.array(rows)
 
 
+def stated_by(texts: list[str], losses: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the losses by what the texts state, counted in their words."""
+    number = {"a": 1, "two": 2, "three": 3}
+    # A group begins with its number and its size: `two large blue ones`.
+    digits = np.array(
+        [sum(map(number.get, re.findall(r"\b(a|two|three) (?:small|large)", t))) for t in texts]
+    )
+    rows = {name: digits == n for n, name in enumerate(("one_digit", "two_digits", "three_digits"), 1)}
+    rows |= {
+        phrase.replace(" ", "_"): np.array([f" {phrase} " in text for text in texts])
+        for phrase in ("left of", "right of", "above", "below")
+    }
+    return {f"{LOSS}/{name}": losses[own] for name, own in rows.items() if own.any()}
+
+
 @pytest.mark.parametrize("kind", SPECS)
 def test_held_out_loss_is_that_of_a_plain_loop(kind: str) -> None:
     spec = SPECS[kind]()
@@ -127,10 +143,15 @@ def test_held_out_loss_is_that_of_a_plain_loop(kind: str) -> None:
         longer, losses = words > np.median(words), by_time.mean(1)
         assert 0 < longer.sum() < len(words)
         named |= {f"{LOSS}/short_captions": losses[~longer], f"{LOSS}/long_captions": losses[longer]}
+        named |= stated_by(captions.first_texts(place), losses)
     named |= {LOSS: by_time.mean(1)} | {f"{LOSS}@{k / 8:g}": by_time[:, k] for k in range(8)}
     assert result.metrics.keys() == named.keys() and next(iter(result.metrics)) == LOSS
     for name, losses in named.items():
-        found, half = result.metrics[name], Z * losses.std(ddof=1) / np.sqrt(len(losses))
+        found = result.metrics[name]
+        if len(losses) == 1:
+            assert (found.mean, found.low, found.n) == (pytest.approx(losses[0], rel=2e-6), None, 1)
+            continue
+        half = Z * losses.std(ddof=1) / np.sqrt(len(losses))
         assert found.mean == pytest.approx(losses.mean(), rel=2e-6), name
         assert (found.low, found.high) == pytest.approx(
             (losses.mean() - half, losses.mean() + half), rel=1e-5

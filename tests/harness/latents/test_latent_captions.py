@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,14 @@ from harness.assembly.condition import null_text
 from harness.assembly.resolve import load_spec
 from harness.config.spec import DataSpec, RunSpec
 from harness.data.dataset import Capabilities
+from harness.data.disk.caption_features import open_caption_features
 from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.evaluation.held_out_loss import HeldOutLoss
+from harness.latents import captions as captions_module
+from harness.latents.captions import STATES, staged_digests, states_file
+from harness.latents.encode import _write_staged
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.text.captions import RunCaptions, open_captions
@@ -127,7 +133,7 @@ def test_loss_of_stored_states_has_no_strata_of_length(imported: Path) -> None:
     spec, place = stored_spec(imported), np.array([5, 5, 5, 3])
     world = World(0, 1, CPU)
     loss = HeldOutLoss(spec.eval, open_dataset(spec.data), place, captions_of(spec), world)
-    assert not loss.is_long.any()
+    assert loss.groups == {}
 
 
 def test_state_that_changes_after_the_import_is_refused(coco: Path, imported: Path, tmp_path: Path) -> None:
@@ -138,6 +144,41 @@ def test_state_that_changes_after_the_import_is_refused(coco: Path, imported: Pa
     found = captions_of(stored_spec(tmp_path / "out"))
     with pytest.raises(UserError, match=r"3_1\.npy has other states than when it was imported"):
         found.chosen(np.array([3]), torch.tensor([0.9]))
+
+
+def test_states_that_a_stopped_import_has_read_are_not_read_again(
+    coco: Path, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image 9 is in the third part of four images, and its file is replaced after the refusal."""
+    monkeypatch.setattr(captions_module, "PART", 4)
+    files = {file.name: file.read_bytes() for file in coco.iterdir()}
+    moved = write(tmp_path / "coco", files | {"9_1.npy": b"cut"})
+    stopped = attempt(moved, tmp_path / "out", "--resolution", "8")
+    assert isinstance(stopped.exception, UserError) and "9_1.npy" in str(stopped.exception)
+    assert sorted(tmp_path.glob("out/*.part")) == [tmp_path / f"out/states-0000{n}.part" for n in (0, 1)]
+    write(moved, files)
+    read, original = [], captions_module.read_states
+    monkeypatch.setattr(captions_module, "read_states", lambda path: read.append(path.name) or original(path))
+    import_data(moved, tmp_path / "out", "--resolution", "8")
+    assert {int(name.split("_")[0]) for name in read if name != "empty_context.npy"} == set(range(8, N))
+    assert not list(tmp_path.glob("out/*.part"))
+    again = {name: value for name, value in content(tmp_path / "out").items() if "json" not in name}
+    assert again == {name: value for name, value in content(imported).items() if "json" not in name}
+
+
+def test_ranks_divide_the_reading_of_states(
+    coco: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(captions_module, "PART", 4)
+    features, written = open_caption_features(coco), []
+    job = SimpleNamespace(
+        staged=lambda: staged_digests(features), further=lambda: {STATES: partial(states_file, features)}
+    )
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+        _write_staged(tmp_path / str(rank), job, World(rank, 2, CPU))
+        written.append({file.name for file in (tmp_path / str(rank)).iterdir()})
+    assert written == [{f"states-0000{n}.part" for n in own} for own in ((0, 2, 4), (1, 3, 5))]
 
 
 def test_run_trains_on_stored_states(imported: Path, tmp_path: Path) -> None:
