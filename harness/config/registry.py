@@ -35,6 +35,7 @@ METHODS = {
     "internal_guidance": "methods.internal_guidance:InternalGuidance",
     "tread": "methods.tread:Tread",
     "sigreg": "methods.sigreg:SigReg",
+    "diversedit": "methods.diversedit:DiverseDiT",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",

@@ -24,7 +24,7 @@ RELEASED = [
     3.5539441108703613,
     4.5722808837890625,
 ]
-"""`EppsPulley()(x @ A)` of rbalestr-lab/lejepa eddffdd (lejepa/univariate/epps_pulley.py), with the x and A of
+"""`EppsPulley()(x @ A)` of rbalestr-lab/lejepa eddffdd (lejepa/univariate/epps_pulley.py), with x and A of
 the test."""
 
 
