@@ -36,6 +36,7 @@ METHODS = {
     "tread": "methods.tread:Tread",
     "sigreg": "methods.sigreg:SigReg",
     "diversedit": "methods.diversedit:DiverseDiT",
+    "reed": "methods.reed:Reed",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",
