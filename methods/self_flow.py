@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from harness.flow.path import interpolate, times_of_parts
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
-from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times, dual_times
+from methods.common.dual_timesteps import DualConfig, draw_dual
 from methods.common.method import Method, Needs, Setting
 from methods.common.missing_parts import mean_of_tokens, present_tokens, separated
 
@@ -87,14 +86,7 @@ class SelfFlow(Method):
             self.projector = mlp(width, 2 * width, width)
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
-        t, s = draw_times(self.config, self.setting, streams, batch.index)
-        noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
-        # Without a mask all tokens have time t.
-        times = times_of_parts(t, self.setting.backbone)
-        if self.config.masks:
-            mask = draw_mask(self.config, self.setting, streams, batch.index)
-            times = dual_times(*self.config.in_order(t, s), mask, self.setting)
-        return Draw(noise, times, extra={"cleaner": torch.minimum(t, s)})
+        return draw_dual(self.config, self.setting, streams, batch)
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         cleaner = draw.extra["cleaner"]

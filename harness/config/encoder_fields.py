@@ -12,7 +12,7 @@ from typing import Any
 
 NOT_HASHED_OF_ENCODER = ("weights", "download")
 """Fields of an encoder that the run id leaves out."""
-_ENCODER = re.compile(r"method\.(?:[^.]+\.)?encoder\.(\w+)")
+_ENCODER = re.compile(r"method\.(?:[^.]+\.)?(?:\w+_)?encoder\.(\w+)")
 _FURTHER = re.compile(r"method\.(?:[^.]+\.)?further")
 
 
@@ -21,6 +21,8 @@ def locates_encoder(path: str) -> bool:
 
     >>> locates_encoder("method.encoder.weights"), locates_encoder("method.repa.encoder.download")
     (True, True)
+    >>> locates_encoder("method.pooled_encoder.weights")
+    True
     >>> locates_encoder("method.repa.encoder.name"), locates_encoder("eval.weights")
     (False, False)
     """
@@ -72,7 +74,11 @@ def encoder_weights_field(fields: Mapping[str, Any], encoder: str) -> str:
     >>> encoder_weights_field(spec, "open_clip:vit")
     'weights in method.further'
     """
-    named = [path for path in _name_paths(fields) if fields.get(path) == encoder]
+    named = [
+        path
+        for path, value in fields.items()
+        if value == encoder and (found := _ENCODER.fullmatch(path)) and found[1] == "name"
+    ]
     lists = [path for path in fields if lists_encoders(path)]
     if lists and not named:
         return f"weights in {lists[0]}"

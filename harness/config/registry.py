@@ -34,6 +34,9 @@ METHODS = {
     "contrastive_flow": "methods.contrastive_flow:ContrastiveFlow",
     "internal_guidance": "methods.internal_guidance:InternalGuidance",
     "tread": "methods.tread:Tread",
+    "sigreg": "methods.sigreg:SigReg",
+    "diversedit": "methods.diversedit:DiverseDiT",
+    "reed": "methods.reed:Reed",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",

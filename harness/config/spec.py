@@ -468,6 +468,10 @@ class MethodConfig(Section):
         """Return the weight of the alignment term at a step (1-based)."""
         return self.strength * self.schedule.factor(step)
 
+    def flow_weight(self, step: int) -> float:
+        """Return the weight of the flow loss at a step (1-based), 1 by default."""
+        return 1.0
+
     def encodes(self, step: int) -> bool:
         """Return whether the encoders run at a step (1-based)."""
         return bool(self.needs().encoders) and self.weight(step) > 0

@@ -93,10 +93,16 @@ class Draw:
     """Other draws of the method, by name."""
     route: Route | None = None
     """Tokens of the student's pass that skip some blocks; None for none."""
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    """Draws that all samples of a step share, by name, whatever their micro-batch."""
 
     def to(self, device: torch.device) -> Draw:
         """Return the draws on a device."""
-        extra = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
+        extra, shared = (
+            {name: value.to(device, non_blocking=True) for name, value in draws.items()}
+            for draws in (self.extra, self.shared)
+        )
         groups = None if self.groups is None else self.groups.to(device, non_blocking=True)
         route = None if self.route is None else self.route.to(device)
-        return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), groups, extra, route)
+        noise = self.noise.to(device, non_blocking=True)
+        return Draw(noise, self.times.to(device), groups, extra, route, shared)

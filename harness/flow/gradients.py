@@ -1,7 +1,7 @@
 """The gradients of the flow loss and of a method's other terms, separately, at the same weights and draws.
 
-    g_flow = d L_gen / d theta             theta: the backbone's parameters, without projectors
-    g_aux  = d (L - L_gen) / d theta       every weighted term except L_gen
+    g_flow = d w L_gen / d theta           theta: the backbone's parameters, without projectors
+    g_aux  = d (L - w L_gen) / d theta     every weighted term except L_gen, whose weight w is usually 1
     share  = |g_aux| / (|g_flow| + |g_aux|)
     cosine = <g_flow, g_aux> / (|g_flow| |g_aux|)
 
@@ -105,15 +105,15 @@ def separate_gradients(
         named = {"loss": losses.total.detach()} | {k: v.detach() for k, v in losses.parts.items()}
         for name, view in zip(method.needs().encoders, batch.views, strict=False):
             measured.features.update(describe(f"encoder {name.name}", view.tokens))
-        alone = _is_alone(losses)
-        flow = gradient(losses.total if alone else losses.parts["flow"], weights)
+        alone, weight = _is_alone(losses), method.config.flow_weight(batch.step)
+        flow = gradient(losses.total if alone else weight * losses.parts["flow"], weights)
         if alone:
             return SeparateGradients(flow, None, named, measured.features)
         del losses
         with autocast():
             losses = method.loss(MeasuredStudent(student.model, student.ema, student.config), batch, draw)
         # The flow loss enters once with + and once with -, so that its gradient is exactly zero.
-        auxiliary = gradient(losses.total - losses.parts["flow"], weights)
+        auxiliary = gradient(losses.total - weight * losses.parts["flow"], weights)
     return SeparateGradients(flow, auxiliary, named, measured.features)
 
 

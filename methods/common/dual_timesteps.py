@@ -15,7 +15,8 @@ from torch import Tensor
 from harness.backbone.times import Times
 from harness.config.parts import FLAT_NAMES, HasParts
 from harness.config.spec import HASHED_IF_SET, Section
-from harness.flow.path import part_times
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import part_times, times_of_parts
 from harness.runtime.random_streams import Streams
 from methods.common.method import MethodConfig, Setting
 
@@ -62,6 +63,20 @@ class DualConfig(MethodConfig, HasParts):
         Do not sort a sample whose tokens all have the first time: sorted, that time is not a draw from p(t).
         """
         return (torch.minimum(t, s), torch.maximum(t, s)) if self.order == "sorted" else (t, s)
+
+
+def draw_dual(config: DualConfig, setting: Setting, streams: Streams, batch: Batch) -> Draw:
+    """Return noise and the two times of each sample, with the cleaner of them, (B, P), as `cleaner`.
+
+    Without a mask all tokens have time t.
+    """
+    t, s = draw_times(config, setting, streams, batch.index)
+    noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
+    times = times_of_parts(t, setting.backbone)
+    if config.masks:
+        mask = draw_mask(config, setting, streams, batch.index)
+        times = dual_times(*config.in_order(t, s), mask, setting)
+    return Draw(noise, times, extra={"cleaner": torch.minimum(t, s)})
 
 
 def draw_times(

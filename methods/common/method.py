@@ -16,7 +16,17 @@ from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.missing_parts import separated, weights_of_samples
 
-__all__ = ["Losses", "Method", "MethodConfig", "Needs", "Schedule", "Setting", "flow_loss", "velocity_error"]
+__all__ = [
+    "Losses",
+    "Method",
+    "MethodConfig",
+    "Needs",
+    "Schedule",
+    "Setting",
+    "flow_loss",
+    "velocity_error",
+    "weighted",
+]
 
 
 class Method(TrainingMethod):
@@ -45,14 +55,18 @@ class Method(TrainingMethod):
         return draw
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
-        """Return L_gen + weight x L_align; while the weight is 0, L_align is not computed."""
+        """Return flow_weight x L_gen + weight x L_align; while the weight is 0, L_align is not computed.
+
+        The part named `flow` is L_gen without its weight.
+        """
         weight = self.config.weight(batch.step)
         prediction = self.predict(student, batch, draw, self.needs() if weight else Needs())
         flow = flow_loss(prediction.velocity, batch, draw, self.setting)
+        total = weighted(flow, self.config.flow_weight(batch.step))
         if not weight:
-            return Losses(flow, {"flow": flow})
+            return Losses(total, {"flow": flow})
         align = self.align(student, batch, draw, prediction)
-        return Losses(flow + weight * align, {"flow": flow, "align": align})
+        return Losses(total + weight * align, {"flow": flow, "align": align})
 
     def predict(self, student: Student, batch: Batch, draw: Draw, needs: Needs) -> Prediction:
         """Return the student's outputs on the noised samples, with the layers that are needed."""
@@ -70,6 +84,11 @@ class Method(TrainingMethod):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         """Return the second term, a scalar; called only while its weight is not zero."""
         raise NotImplementedError(f"{type(self).__name__} has a weight but no alignment term")
+
+
+def weighted(flow: Tensor, weight: float) -> Tensor:
+    """Return the flow loss times its weight at a step, and the loss itself for a weight of 1."""
+    return flow if weight == 1 else weight * flow
 
 
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:

@@ -2,6 +2,8 @@
 
 L = L_gen + sum_i weight_i(step) L_i,    from one pass of the student
 
+A term may also give L_gen a weight by step; the weights of several are multiplied.
+
 Every term keeps its settings (`method.repa.coefficient`), schedule, encoders and switch-off. Terms share
 noise and times, which at most one may draw in another way, and at most one has a sampling rule. A pair
 of terms is accepted if one of them declares the other in `stacks_with`.
@@ -29,7 +31,7 @@ from harness.flow.method import TrainingMethod
 from harness.flow.samplers import Network
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.method import Losses, Method, MethodConfig, Needs, Setting, flow_loss
+from methods.common.method import Losses, Method, MethodConfig, Needs, Setting, flow_loss, weighted
 
 
 class StackConfig(MethodConfig):
@@ -58,6 +60,10 @@ class StackConfig(MethodConfig):
     def horizon(self) -> str:
         named = ((name, term.horizon) for name, term in self.terms.items())
         return next((path.replace("method.", f"method.{name}.", 1) for name, path in named if path), "")
+
+    def flow_weight(self, step: int) -> float:
+        """Return the product of the weights that the terms give to the flow loss."""
+        return math.prod(term.flow_weight(step) for term in self.terms.values())
 
     def encodes(self, step: int) -> bool:
         return any(term.encodes(step) for term in self.terms.values())
@@ -136,7 +142,7 @@ class Stack(Method):
         active = {name: term for name, term in self._named() if weights[name]}
         prediction = self.predict(student, batch, draw, merged([term.needs() for term in active.values()]))
         parts = {"flow": flow_loss(prediction.velocity, batch, draw, self.setting)}
-        total = parts["flow"]
+        total = weighted(parts["flow"], self.config.flow_weight(batch.step))
         for name, term in active.items():
             parts[name] = term.align(student, self._own(name, batch), draw, prediction)
             total = total + weights[name] * parts[name]

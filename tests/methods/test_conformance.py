@@ -137,7 +137,7 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
     """Phases are those of `needs`. The teacher costs at most one forward pass.
 
     The student costs a plain step with the same number of times, within the factors that the method declares,
-    and 3 x 2 FLOPs per token and weight of the method.
+    and 3 x 2 FLOPs per token and weight of the method. Modules named `pooled_...` read one vector per sample.
     """
     objective = made(method, LATENT)
     needs = objective.needs()
@@ -146,11 +146,15 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
     flows = cost_with_levels(needs.times or LATENT.tokens)
     phases = {"teacher": needs.teacher, "encoder": bool(needs.encoders)}
     assert ours.keys() - flows.keys() == {name for name, needed in phases.items() if needed}
-    heads = 6 * 4 * LATENT.tokens * sum(p.numel() for p in objective.parameters() if p.dim() > 1)
+    heads = sum(
+        6 * 4 * (1 if name.startswith("pooled_") else LATENT.tokens) * p.numel()
+        for name, p in objective.named_parameters()
+        if p.dim() > 1
+    )
     least, most = method.student_cost
     assert least * flows["student"] <= ours["student"] - heads <= most * flows["student"]
     assert not needs.teacher or 0 < ours["teacher"] <= 0.35 * flows["student"]
-    assert not needs.encoders or ours["encoder"] == 4000
+    assert not needs.encoders or ours["encoder"] == 4000 * len(needs.encoders)
     # An extra token adds parameters to the backbone.
     added = parameters(SiT(objective.setting.backbone)) - parameters(SiT(LATENT))
     assert ours["ema"] == flows["ema"] + EMA_FLOPS * added
@@ -223,10 +227,11 @@ def test_alignment_stops_after_until(method: type[Method]) -> None:
     )
     losses = objective.loss(pupil, late, objective.draw(STREAMS, late))
     assert list(losses.parts) == (["flow", "token"] if needs.summary else ["flow"])
-    assert needs.summary or torch.equal(losses.total, losses.parts["flow"])
+    weight = objective.config.flow_weight(4)
+    assert needs.summary or torch.equal(losses.total, weight * losses.parts["flow"])
     assert [list(taps) for taps in passes] == [[]]
     if not needs.summary and needs.times == 1 and objective.draw(STREAMS, late).groups is None:
-        assert torch.equal(losses.total, step(made(Flow), student(Needs()), late)[0])
+        assert torch.equal(losses.total, weight * step(made(Flow), student(Needs()), late)[0])
 
 
 def test_config_rejects_layers_that_the_backbone_lacks(method: type[Method]) -> None:

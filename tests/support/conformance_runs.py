@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.config.spec import BackboneSpec
+from methods.common.alignment import EncoderSpec
 from methods.common.method import Method
 from methods.common.stack import Stack
 
@@ -15,9 +16,17 @@ def words(cls: type[Method]) -> list[str]:
 
 
 def _settings(table: str, cls: type[Method]) -> list[str]:
-    encoded = cls.Config().resolved(BackboneSpec(size="pico")).needs().encoders
-    encoder = [f"{table}.encoder.name=random:small"] if encoded else []
-    return [*encoder, *([f"{table}.group=2"] if "group" in cls.Config.model_fields else [])]
+    group = [f"{table}.group=2"] if "group" in cls.Config.model_fields else []
+    return [*encoder_words(table, cls), *group]
+
+
+def encoder_words(table: str, cls: type[Method]) -> list[str]:
+    """Return settings that give a method encoders without files, if it needs some by default."""
+    if not cls.Config().resolved(BackboneSpec(size="pico")).needs().encoders:
+        return []
+    fields = cls.Config.model_fields.items()
+    names = [name for name, info in fields if isinstance(info.default, EncoderSpec)]
+    return [f"{table}.{name}.name=random:small" for name in names]
 
 
 def name_of(cls: type[Method]) -> str:

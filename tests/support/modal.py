@@ -11,6 +11,7 @@ from harness.config.spec import RunSpec
 from harness.costs.flops import Cost
 from harness.data.open import open_dataset, split
 from harness.train.state import Run, build_run
+from tests.support.conformance_runs import encoder_words
 from tests.support.runs import tiny
 
 SMALL = (
@@ -51,6 +52,7 @@ REFUSED = {
     ("joint", "gram"): "reads one modality",
     ("joint", "haste"): "reads one modality",
     ("joint", "reg"): "reads one modality",
+    ("joint", "reed"): "reads one modality",
     ("joint", "sra2"): "predicts patches",
 }
 """Why a method cannot run on a modality."""
@@ -61,9 +63,8 @@ def method_words(method: str) -> list[str]:
     one."""
     words, terms = [f"method.name={method}"], method.split("+")
     for term in terms:
-        if "encoder" in registry.load("method", term).Config.model_fields:
-            table = "method" if len(terms) == 1 else f"method.{term}"
-            words.append(f"{table}.encoder.name=random:small")
+        table = "method" if len(terms) == 1 else f"method.{term}"
+        words += encoder_words(table, registry.load("method", term))
     return words
 
 
