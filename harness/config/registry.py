@@ -34,6 +34,7 @@ METHODS = {
     "contrastive_flow": "methods.contrastive_flow:ContrastiveFlow",
     "internal_guidance": "methods.internal_guidance:InternalGuidance",
     "tread": "methods.tread:Tread",
+    "sprint": "methods.sprint:Sprint",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",
