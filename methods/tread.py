@@ -18,16 +18,13 @@ quarters of their depth. The release has no configuration of other sizes. Its gu
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import Field
+from typing import Any, ClassVar, Literal
 
 from harness.backbone.routing import Route
-from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import check_layer, resolved_layer
-from methods.common.method import Method, MethodConfig
+from methods.common.method import Method
+from methods.common.routed import RoutedConfig
 
 
 class Tread(Method):
@@ -36,37 +33,14 @@ class Tread(Method):
     stacks_with = ("repa",)
     student_cost = (0.3, 1.0)
 
-    class Config(MethodConfig):
-        off: ClassVar[dict[str, Any]] = {"rate": 0.0}
+    class Config(RoutedConfig):
         space: ClassVar[dict[str, Any]] = {"rate": {"low": 0.1, "high": 0.75}}
 
         name: Literal["tread"] = "tread"
-        rate: float = Field(0.5, ge=0, lt=1)
-        """Share of a sample's tokens that skip the route; 0 is plain flow matching."""
-        first_layer: int | None = None
-        """The first block of the route (1-based)."""
-        last_layer: int | None = None
-        """The last block of the route (1-based)."""
 
-        def resolved(self, backbone: BackboneSpec) -> Self:
-            start, end = published_route(backbone.depth)
-            first = check_layer("first_layer", self.first_layer, start, backbone)
-            last = check_layer("last_layer", self.last_layer, max(end, first), backbone)
-            if first > last:
-                raise ValueError(
-                    f"first_layer = {first}: is after last_layer = {last}; choose an earlier one"
-                )
-            if self.schedule.warmup or self.schedule.decay != "none":
-                raise ValueError("schedule: tread is on or off, so of its schedule only `until` can be set")
-            return self.model_copy(update={"first_layer": first, "last_layer": last})
-
-        @property
-        def scheduled(self) -> bool:
-            return True
-
-        def routes(self, step: int) -> bool:
-            """Return whether tokens skip blocks at a step (1-based)."""
-            return bool(self.rate) and self.schedule.factor(step) > 0
+        @staticmethod
+        def published_route(depth: int) -> tuple[int, int]:
+            return published_route(depth)
 
     config: Config
 
@@ -77,8 +51,7 @@ class Tread(Method):
         stay = tokens - int(tokens * config.rate)
         order = streams.uniform("route", batch.index, (tokens,)).argsort(dim=1, stable=True)
         kept = order[:, :stay].sort(dim=1).values
-        route = Route(resolved_layer(config.first_layer), resolved_layer(config.last_layer), kept)
-        return replace(draw, route=route)
+        return replace(draw, route=Route(*config.blocks, kept))
 
 
 def published_route(depth: int) -> tuple[int, int]:

@@ -69,7 +69,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     if needs.summary:
         extra = architecture(needs.encoders[0].name, pictured(dataset), config.grid).dim
     try:
-        return replace(config, extra=extra, outputs=needs.outputs)
+        return replace(config, extra=extra, outputs=needs.outputs, fused=needs.fused)
     except ValueError as error:
         raise UserError(f"method.name = {spec.method.name}: {error}") from error
 

@@ -32,11 +32,13 @@ def initialize(
     zero        Matrices are Xavier-uniform, biases zero, and norm weights one. The label table and the
                 timestep MLP are N(0, 0.02). Modulation and final layer are zero.
     released    Weights and biases are uniform within 1 / sqrt(inputs of the layer), except those of norms.
+
+    Mask tokens are N(0, 0.02) in both (SPRINT models/sit.py, PixelREPA model_pixelREPA.py).
     """
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     for name, parameter in module.named_parameters():
         stream = f"init/{prefix}{name}"
-        if initial == "zero" or ".norm." in f".{name}":
+        if initial == "zero" or ".norm." in f".{name}" or name.endswith("mask_token"):
             parameter.copy_(_initial(name, parameter.shape, streams, stream))
         else:
             weight = shapes.get(f"{name.removesuffix('.bias')}.weight", parameter.shape)
@@ -47,6 +49,8 @@ def initialize(
 def _initial(name: str, shape: torch.Size, streams: Streams, stream: str) -> Tensor:
     if name.endswith("norm.weight"):
         return torch.ones(shape)
+    if name.endswith("mask_token"):
+        return 0.02 * streams.normal(stream, [0], shape)[0]
     if len(shape) < 2 or "adaLN_modulation" in name or FINAL.match(name):
         return torch.zeros(shape)
     if name.startswith(("t_embedder.", "y_embedder.")):

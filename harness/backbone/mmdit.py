@@ -29,7 +29,7 @@ from harness.backbone.attention import Attends, attention
 from harness.backbone.condition import CLIP_L, Condition, SharedText, Text, TextShape
 from harness.backbone.network import Backbone, BackboneConfig, Mlp, Prediction, modulate
 from harness.backbone.rotary import rotate
-from harness.backbone.routing import Route, Surroundings, everywhere
+from harness.backbone.routing import Route, Surroundings
 from harness.backbone.times import Times
 
 TextTime = Literal["mean", "min", "clean"]
@@ -105,22 +105,26 @@ class MMDiT(Backbone):
             turns = torch.cat([_unturned(turns, text.shape[1]), turns], dim=1)
         if route is not None and extra is not None:
             route = route.with_extra()
-        around, given = None, (full := Surroundings(c_BKD, times, mask, turns))
+        passage = self._passage(Surroundings(c_BKD, times, mask, turns), route, ahead=text.shape[1])
         hidden, queries_keys, velocities = {}, {}, {}
+        early = None
         for layer, block in enumerate(self.blocks, start=1):
-            if route is not None and layer == route.first:
-                around, h, given = h, route.taken(h), route.inside(full, ahead=text.shape[1])
-            text, h, compared = self._run_block(block, text, h, c_text, *given, rows, layer != stop_after)
-            rows = None
-            if route is not None and layer == route.last:
-                h, around, given = everywhere(h, around, route), None, full
+            h, given = passage.into(layer, h)
+            if route is not None and route.dropped is not None and layer == route.first:
+                early = _of(rows, cast(Tensor, text))
+            if passage.runs(layer):
+                text, h, compared = self._run_block(block, text, h, c_text, *given, rows, layer != stop_after)
+                rows = None
+                if layer in heads:
+                    queries_keys[layer] = compared
+            if route is not None and layer == route.last and early is not None and text is not None:
+                # The text of a dropped sample skips the blocks too, or it would carry their output.
+                text = torch.where(cast(Tensor, route.dropped)[:, None, None], early, text)
             if layer in taps:
-                hidden[layer] = everywhere(h, around, route)
-            if layer in heads:
-                queries_keys[layer] = compared
+                hidden[layer] = passage.every(h)
             if layer in outputs:
-                tokens = everywhere(h, around, route)
-                velocities[layer] = self._velocity_at(layer, tokens, c_BKD, times)
+                velocities[layer] = self._velocity_at(layer, passage.every(h), c_BKD, times)
+            h = passage.beyond(layer, h)
             if layer == stop_after:
                 # Only the teacher stops early, and its caller does not read the velocity.
                 return Prediction(cast(Tensor, None), hidden, heads=queries_keys, outputs=velocities)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from harness.backbone.condition import Condition
 from harness.backbone.embed import ExtraEmbed, PatchEmbed, TimestepEmbedder
 from harness.backbone.rotary import rotation
-from harness.backbone.routing import Route
+from harness.backbone.routing import Fusion, Passage, Route, Surroundings
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part, positions, split_parts, unpatchify
@@ -48,6 +48,9 @@ class BackboneConfig:
     """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
     outputs: tuple[int, ...] = ()
     """Layers (1-based) that have a further final layer, which predicts a velocity from their output."""
+    fused: tuple[int, ...] = ()
+    """First and last block (1-based) whose output a linear layer joins with the tokens before them
+    (routing.py); () for none."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
@@ -60,6 +63,10 @@ class BackboneConfig:
             raise ValueError(
                 f"a further final layer is at layers 1 to {self.size.depth - 1}, but got layer {beyond[0]}"
             )
+        if self.fused and self.extra:
+            raise ValueError("a network with an extra token has no fusion of blocks")
+        if self.fused and not 1 <= self.fused[0] <= self.fused[-1] <= self.size.depth:
+            raise ValueError(f"blocks {self.fused} cannot be fused; give a first and a last one, in order")
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -171,7 +178,9 @@ class Backbone(nn.Module):
         is the extra token, which has the sample's single level and no position; None leaves it out.
 
         With `route`, some tokens skip some blocks. In the output of a block that they skip, they have the
-        values with which they return. Queries and keys of such a block are those of the other tokens only.
+        values with which they entered the route. Queries and keys of such a block are those of the other
+        tokens only. If `config.fused`, the output of its last block is that before the fusion, and a route
+        has the same blocks.
         """
         raise NotImplementedError
 
@@ -197,6 +206,9 @@ class Backbone(nn.Module):
         self.final_layer = FinalLayer(width, outputs, config.extra)
         if config.outputs:
             self.final_layers = nn.ModuleDict({str(n): FinalLayer(width, outputs, 0) for n in config.outputs})
+        if config.fused:
+            # The name has the last block, so that its place is known from it.
+            self.fusions = nn.ModuleDict({str(config.fused[1]): Fusion(width)})
         self.beside_embedders = nn.ModuleList(PatchEmbed(part, width) for part in config.parts[1:])
         if config.extra:
             self.extra_embedder = ExtraEmbed(config.extra, width)
@@ -225,6 +237,12 @@ class Backbone(nn.Module):
             raise ValueError(f"layer {layer} has no further final layer; it needs BackboneConfig.outputs")
         counts = [part.tokens for part in self.config.parts]
         return self._assembled(self.final_layers[str(layer)](h, c_BKD, times, False, counts)[0])
+
+    def _passage(self, full: Surroundings, route: Route | None, ahead: int = 0) -> Passage:
+        """Return the way of the tokens through the blocks, see `Passage`."""
+        fused = self.config.fused
+        fusion = cast(Fusion, self.fusions[str(fused[1])]) if fused else None
+        return Passage(full, route, fusion, fused, ahead)
 
     # Any: the arguments and the outputs of a block.
     def _run_block(self, block: nn.Module, *args: Any) -> Any:

@@ -21,7 +21,7 @@ from harness.backbone.attention import Attention
 from harness.backbone.condition import Condition
 from harness.backbone.embed import LabelEmbedder
 from harness.backbone.network import Backbone, BackboneConfig, Mlp, Prediction, modulate
-from harness.backbone.routing import Route, Surroundings, everywhere
+from harness.backbone.routing import Route, Surroundings
 from harness.backbone.times import Times
 
 __all__ = ["Block", "Prediction", "SiT", "SiTConfig"]
@@ -76,21 +76,19 @@ class SiT(Backbone):
         h, turns = self._tokens(x, extra)
         if route is not None and extra is not None:
             route = route.with_extra()
-        around, given = None, (full := Surroundings(c_BKD, times, mask, turns))
+        passage = self._passage(Surroundings(c_BKD, times, mask, turns), route)
         hidden, queries_keys, velocities = {}, {}, {}
         for layer, block in enumerate(self.blocks, start=1):
-            if route is not None and layer == route.first:
-                around, h, given = h, route.taken(h), route.inside(full)
-            h, compared = self._run_block(block, h, *given)
-            if route is not None and layer == route.last:
-                h, around, given = everywhere(h, around, route), None, full
+            h, given = passage.into(layer, h)
+            if passage.runs(layer):
+                h, compared = self._run_block(block, h, *given)
+                if layer in heads:
+                    queries_keys[layer] = compared
             if layer in taps:
-                hidden[layer] = everywhere(h, around, route)
-            if layer in heads:
-                queries_keys[layer] = compared
+                hidden[layer] = passage.every(h)
             if layer in outputs:
-                tokens = everywhere(h, around, route)
-                velocities[layer] = self._velocity_at(layer, tokens, c_BKD, times)
+                velocities[layer] = self._velocity_at(layer, passage.every(h), c_BKD, times)
+            h = passage.beyond(layer, h)
             if layer == stop_after:
                 # Only the teacher stops early, and its caller does not read the velocity.
                 return Prediction(cast(Tensor, None), hidden, heads=queries_keys, outputs=velocities)

@@ -153,6 +153,7 @@ def needs_in_words(needs: Needs) -> tuple[str, ...]:
         "an extra token": needs.summary,
         "EMA teacher": needs.teacher,
         "a further final layer": bool(needs.outputs),
+        "a fusion of blocks": bool(needs.fused),
         "a time per token": needs.times == 0,
         f"{needs.times} times per sample": needs.times > 1,
     }
@@ -177,7 +178,7 @@ def step_flops(name: str) -> int:
     encoders = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
     spec = spec.model_copy(update={"method": config})
-    backbone = replace(backbone, outputs=config.needs().outputs)
+    backbone = replace(backbone, outputs=config.needs().outputs, fused=config.needs().fused)
     if config.needs().summary:
         backbone = replace(backbone, extra=encoders[0].dim)
     # A projector's weights would take longer to initialize than to count.

@@ -37,6 +37,7 @@ METHODS = {
     "sigreg": "methods.sigreg:SigReg",
     "diversedit": "methods.diversedit:DiverseDiT",
     "reed": "methods.reed:Reed",
+    "sprint": "methods.sprint:Sprint",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",

@@ -394,6 +394,9 @@ class Needs(NamedTuple):
     outputs: tuple[int, ...] = ()
     """Layers (1-based) with a further final layer, whose velocity the loss or `velocity` reads. They are part
     of the network from the first step to the last, and so of its checkpoints, EMA and cost."""
+    fused: tuple[int, ...] = ()
+    """First and last block (1-based) whose output is joined with the tokens before them, by a learned mask
+    token and a linear layer (harness/backbone/routing.py). They too are part of the network; () for none."""
     undropped: bool = False
     """Put texts before drop into the batch, where labels before drop always are."""
     group: int = 1

@@ -103,6 +103,8 @@ def _check_fits(config: BackboneConfig, layout: str) -> None:
     elif config.outputs:
         layers = " and ".join(map(str, config.outputs))
         what = f"a further final layer at block {layers}, as method internal_guidance adds"
+    elif config.fused:
+        what = "a fusion of blocks {} to {}, as method sprint adds".format(*config.fused)
     if what:
         raise UserError(f"layout '{layout}' cannot hold this network: it has {what}")
 

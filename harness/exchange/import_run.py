@@ -180,9 +180,10 @@ def _check_data(spec: RunSpec, found: Found) -> None:
             f"this network reads text tokens of {found.text_dim} features, but those of the spec's text "
             f"encoder have {config.text.dim}; name another one with --set text.encoder"
         )
-    if config.outputs:
+    if config.outputs or config.fused:
+        part = "a further final layer" if config.outputs else "a fusion of blocks"
         raise UserError(
-            f"method.name = {spec.method.name} adds a further final layer to the network, which the imported "
+            f"method.name = {spec.method.name} adds {part} to the network, which the imported "
             "one lacks; leave out --set method.name"
         )
     if config != expected:

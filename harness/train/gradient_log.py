@@ -124,17 +124,22 @@ def place_of(name: str, depth: int) -> int | None:
     """Return the place of a parameter: 0 for embeddings, n for block n, depth + 1 for the final layer.
 
     A further final layer (`Needs.outputs`) has no place: like a projector, it only serves the second term.
+    A fusion (`Needs.fused`) has that of the last block before it.
 
     >>> place_of("blocks.0.attn.qkv.weight", 4), place_of("t_embedder.mlp.0.bias", 4)
     (1, 0)
     >>> place_of("final_layer.linear.weight", 4)
     5
+    >>> place_of("fusions.3.linear.weight", 4)
+    3
     >>> place_of("final_layers.2.linear.weight", 4)
     """
     if name.startswith("final_layers."):
         return None
     if name.startswith("final_layer."):
         return depth + 1
+    if fusion := re.match(r"fusions\.(\d+)\.", name):
+        return int(fusion[1])
     block = re.match(r"blocks\.(\d+)\.", name)
     return int(block[1]) + 1 if block else 0
 

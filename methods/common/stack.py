@@ -108,6 +108,8 @@ def merged(needs: Sequence[Needs]) -> Needs:
         taps=layers("taps"),
         heads=layers("heads"),
         outputs=layers("outputs"),
+        # Methods that fuse blocks do not stack with each other.
+        fused=next((need.fused for need in needs if need.fused), ()),
         undropped=any(need.undropped for need in needs),
         group=math.lcm(*(need.group for need in needs)),
     )

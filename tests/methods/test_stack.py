@@ -100,7 +100,8 @@ def test_list_of_tables_is_the_stack_of_its_name(tmp_path: Path) -> None:
         ("flow+repa", "flow is part of every stack"),
         (
             "repa+reg",
-            "repa and reg are not declared compatible \\(repa stacks with internal_guidance, tread\\)",
+            "repa and reg are not declared compatible \\(repa stacks with internal_guidance, tread, "
+            "sprint\\)",
         ),
         ("repa+tred", "unknown method 'tred'.*Did you mean 'tread'"),
         ("repa+", "unknown method ''"),

@@ -48,7 +48,8 @@ def made(cls: type[Method], backbone: BackboneConfig = CONFIG, **settings: Any) 
 
 def suited(needs: Needs, backbone: BackboneConfig) -> BackboneConfig:
     """Return the backbone with what a method adds to the network."""
-    return replace(backbone, extra=DIM if needs.summary else 0, outputs=needs.outputs)
+    extra = DIM if needs.summary else 0
+    return replace(backbone, extra=extra, outputs=needs.outputs, fused=needs.fused)
 
 
 def network(seed: int, config: BackboneConfig = CONFIG) -> Backbone:
@@ -119,5 +120,6 @@ def drawn(draw: Draw) -> dict[str, Tensor]:
         "which": draw.times.which,
         "groups": draw.groups,
         "kept": None if draw.route is None else draw.route.kept,
+        "dropped": None if draw.route is None else draw.route.dropped,
     }
     return {name: value for name, value in (every | draw.extra).items() if value is not None}

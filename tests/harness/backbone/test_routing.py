@@ -106,3 +106,37 @@ def test_gradient_reaches_every_token_of_the_input(config: BackboneConfig) -> No
     x = x.clone().requires_grad_()
     net(x, times, y, route=Route(2, 3, KEPT)).velocity.square().mean().backward()
     assert x.grad is not None and x.grad.flatten(1).abs().amin() > 0
+
+
+@BOTH
+@torch.no_grad()
+def test_dropped_sample_equals_a_pass_without_the_fused_blocks(config: BackboneConfig) -> None:
+    """Its text, if it has one, carries nothing of these blocks either. Other samples do not change."""
+    config = replace(config, fused=(2, 3))
+    (x, times, y), net = given(config, 1), network(0, config)
+    dropped = torch.tensor([True, False, False, True])
+    some, none, all_ = (
+        net(x, times, y, taps=(2, 3), route=Route(2, 3, kept, which))
+        for kept, which in ((KEPT, dropped), (KEPT[:, :0], None), (KEPT, None))
+    )
+    torch.testing.assert_close(some.velocity[dropped], none.velocity[dropped])
+    torch.testing.assert_close(some.velocity[~dropped], all_.velocity[~dropped])
+    assert not torch.isclose(none.velocity, all_.velocity).all(dim=-1).flatten(1).any()
+    assert torch.equal(none.hidden[3], net(x, times, y, taps=(1,), stop_after=1).hidden[1])
+
+
+@torch.no_grad()
+def test_fusion_is_a_linear_layer_of_both_depths() -> None:
+    """Tokens that skipped enter it as the mask token."""
+    config = replace(CONFIG, fused=(2, 4))
+    (x, times, y), net = given(config, 1), network(0, config)
+    hidden = net(x, times, y, taps=(1, 4), route=Route(2, 4, KEPT)).hidden
+    deep = torch.where(STAYS[:, :, None], hidden[4], net.fusions["4"].mask_token)
+    weight, bias = net.fusions["4"].linear.weight, net.fusions["4"].linear.bias
+    width = config.size.width
+    fused = deep @ weight[:, :width].T + hidden[1] @ weight[:, width:].T + bias
+    c = torch.nn.functional.silu(net.t_embedder(times.levels) + net.y_embedder(y)[:, None])
+    expected, _ = net._velocity(fused, c, times, False)
+    torch.testing.assert_close(net(x, times, y, route=Route(2, 4, KEPT)).velocity, expected)
+    with pytest.raises(ValueError, match="the route has blocks 2 to 3, but this network fuses blocks 2 to 4"):
+        net(x, times, y, route=Route(2, 3, KEPT))
