@@ -120,11 +120,11 @@ class MMDiT(Backbone):
                 queries_keys[layer] = compared
             if layer in outputs:
                 tokens = everywhere(h, around, route)
-                velocities[layer] = self._velocity_at(layer, tokens, c_BKD, times)
+                velocities[layer] = self._velocity_at(layer, x, tokens, c_BKD, times)
             if layer == stop_after:
                 # Only the teacher stops early, and its caller does not read the velocity.
                 return Prediction(cast(Tensor, None), hidden, heads=queries_keys, outputs=velocities)
-        velocity, extra = self._velocity(h, c_BKD, times, extra is not None)
+        velocity, extra = self._velocity(x, h, c_BKD, times, extra is not None)
         return Prediction(velocity, hidden, extra, queries_keys, velocities)
 
     def _text(self, y: Condition | SharedText) -> tuple[Tensor, Tensor | None, Tensor | None]:

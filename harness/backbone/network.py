@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.backbone.condition import Condition
 from harness.backbone.embed import ExtraEmbed, PatchEmbed, TimestepEmbedder
+from harness.backbone.prediction import PredictionKind, velocity_of_clean
 from harness.backbone.rotary import rotation
 from harness.backbone.routing import Route
 from harness.backbone.sizes import Size
@@ -48,6 +49,8 @@ class BackboneConfig:
     """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
     outputs: tuple[int, ...] = ()
     """Layers (1-based) that have a further final layer, which predicts a velocity from their output."""
+    prediction: PredictionKind = "velocity"
+    """The output of the final layers. From `x`, a clean sample, the velocity is computed (prediction.py)."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
@@ -212,19 +215,28 @@ class Backbone(nn.Module):
         return h, self.rotation[:, -h.shape[1] :] if self.config.positions == "rotary" else None
 
     def _velocity(
-        self, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool
+        self, x: Tensor, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the velocity of x and of the extra token, from the last block's output."""
+        """Return the velocity of x and of the extra token, from the last block's output.
+
+        That of the extra token is always predicted as such.
+        """
         counts = [part.tokens for part in self.config.parts]
         out, extra = self.final_layer(h, c_BKD, times, has_extra, counts)
-        return self._assembled(out), extra
+        return self._as_velocity(self._assembled(out), x, times), extra
 
-    def _velocity_at(self, layer: int, h: Tensor, c_BKD: Tensor, times: Times) -> Tensor:
+    def _velocity_at(self, layer: int, x: Tensor, h: Tensor, c_BKD: Tensor, times: Times) -> Tensor:
         """Return the velocity of x from the output of a layer with a further final layer."""
         if layer not in self.config.outputs:
             raise ValueError(f"layer {layer} has no further final layer; it needs BackboneConfig.outputs")
         counts = [part.tokens for part in self.config.parts]
-        return self._assembled(self.final_layers[str(layer)](h, c_BKD, times, False, counts)[0])
+        out, _ = self.final_layers[str(layer)](h, c_BKD, times, False, counts)
+        return self._as_velocity(self._assembled(out), x, times)
+
+    def _as_velocity(self, output: Tensor, x: Tensor, times: Times) -> Tensor:
+        if self.config.prediction == "velocity":
+            return output
+        return velocity_of_clean(output, x, times, self.config)
 
     # Any: the arguments and the outputs of a block.
     def _run_block(self, block: nn.Module, *args: Any) -> Any:

@@ -206,6 +206,14 @@ class TimeSpec(Section):
     """Draw a separate time for each part of a video with its sound."""
 
 
+class FlowSpec(Section):
+    """The output of the network, which its velocity is computed from."""
+
+    prediction: Literal["velocity", "x"] = Field(default="velocity", json_schema_extra=HASHED_IF_SET)
+    """The network predicts the velocity, or the clean sample `x`, from which the velocity is computed, as JiT
+    does. The loss is on the velocity in both cases, and samplers integrate it."""
+
+
 class StartSpec(Section):
     """The weights that a run begins with, if they are imported ones instead of initial ones."""
 
@@ -501,6 +509,7 @@ class RunSpec(Section):
     text: TextSpec = TextSpec()
     method: SerializeAsAny[MethodConfig]
     time: TimeSpec = TimeSpec()
+    flow: FlowSpec = FlowSpec()
     train: TrainSpec = TrainSpec()
     ema: EmaSpec = EmaSpec()
     start: StartSpec = StartSpec()

@@ -11,7 +11,7 @@ from harness.backbone.network import Prediction
 from harness.config.spec import MethodConfig, Needs, Schedule
 from harness.flow.batch import Batch, Draw
 from harness.flow.method import Losses, Setting, TrainingMethod
-from harness.flow.path import interpolate, part_times, times_of_parts, velocity_target
+from harness.flow.path import as_target, interpolate, part_times, times_of_parts, velocity_target
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.missing_parts import separated, weights_of_samples
@@ -75,10 +75,12 @@ class Method(TrainingMethod):
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
     """Return L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels (SiT Eq. 7; REPA loss.py).
 
-    It is computed in float32. For several parts it is their weighted sum (Self-Flow section 4.4), for each
-    sample over the parts that it has (missing_parts.py).
+    It is computed in float32. The target of x-prediction is smaller near time 0, as its velocity is
+    (harness/backbone/prediction.py). For several parts it is their weighted sum (Self-Flow section 4.4), for
+    each sample over the parts that it has (missing_parts.py).
     """
-    return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
+    target = as_target(velocity_target(batch.x0, draw.noise), draw.times, setting.backbone)
+    return velocity_error(velocity, target, batch, setting)
 
 
 def velocity_error(velocity: Tensor, target: Tensor, batch: Batch, setting: Setting) -> Tensor:
