@@ -53,4 +53,7 @@ class ContrastiveFlow(Method):
         target = in_groups(velocity_target(batch.x0, draw.noise), self.config.group)
         other = target.roll(1, dims=1).flatten(0, 1)
         other = as_target(other, draw.times, self.setting.backbone)
-        return -velocity_error(prediction.velocity, other, batch, self.setting)
+        weights = self.setting.weights_at(draw.times)
+        # u(t) of `flow.weighting = "log_variance"` fits the flow loss alone.
+        fixed = None if weights is None else weights.fixed()
+        return -velocity_error(prediction.velocity, other, batch, self.setting, fixed)

@@ -117,7 +117,12 @@ def build_method(
     """Return the method of a spec; `weights` are those of a sample's parts in the loss."""
     cls = registry.load("method", spec.method.name)
     return cls.build(
-        spec.method, backbone, time=spec.time, encoder_dims=tuple(encoder_dims), weights=tuple(weights)
+        spec.method,
+        backbone,
+        time=spec.time,
+        encoder_dims=tuple(encoder_dims),
+        weights=tuple(weights),
+        flow=spec.flow,
     )
 
 

@@ -17,7 +17,7 @@ from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_setting, nested_spec
-from harness.config.spec import DataSpec, EvalSpec, MethodConfig, RunSpec, TextSpec
+from harness.config.spec import DataSpec, EvalSpec, FlowSpec, MethodConfig, RunSpec, TextSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
@@ -220,7 +220,17 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
             f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose extra token "
             "needs the encoder's output in an evaluation; remove the metric"
         )
+    _check_read(spec, where)
     _check_guidance(spec, where)
+
+
+def _check_read(spec: RunSpec, where: str) -> None:
+    """Raise `UserError` for a setting of another choice than the one that is made, which would do nothing."""
+    if spec.flow.weighting != "min_snr" and spec.flow.gamma != FlowSpec().gamma:
+        raise UserError(
+            f"{where}: flow.gamma = {spec.flow.gamma:g} is read only with flow.weighting = 'min_snr', and "
+            f"this is '{spec.flow.weighting}'; leave it out"
+        )
 
 
 def _check_guidance(spec: RunSpec, where: str) -> None:

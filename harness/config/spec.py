@@ -207,11 +207,18 @@ class TimeSpec(Section):
 
 
 class FlowSpec(Section):
-    """The output of the network, which its velocity is computed from."""
+    """The output of the network, and the weight of the flow loss at each time."""
 
     prediction: Literal["velocity", "x"] = Field(default="velocity", json_schema_extra=HASHED_IF_SET)
     """The network predicts the velocity, or the clean sample `x`, from which the velocity is computed, as JiT
     does. The loss is on the velocity in both cases, and samplers integrate it."""
+    weighting: Literal["none", "min_snr", "log_variance"] = Field(
+        default="none", json_schema_extra=HASHED_IF_SET
+    )
+    """Weight of the flow loss by time: none, `min_snr` of the clean sample's error, or EDM2's learned
+    `log_variance`."""
+    gamma: float = Field(default=5.0, gt=0, json_schema_extra=HASHED_IF_SET)
+    """Largest signal-to-noise ratio that counts (min_snr only)."""
 
 
 class StartSpec(Section):

@@ -249,6 +249,9 @@ def _load_start(run: Run, path: Path) -> None:
     for module in (run.model, run.ema):
         _load(module, saved.part("ema"), file)
     projectors, known = saved.part("method"), run.method.state_dict()
+    if projectors:
+        # The learned weight of the flow loss, which no released file has.
+        projectors |= {name: t for name, t in known.items() if name.startswith("log_variance.")}
     fits = {name: t.shape for name, t in projectors.items()} == {name: t.shape for name, t in known.items()}
     if projectors and fits and saved.meta.get("method") == run.spec.method.name:
         _load(run.method, projectors, file)
