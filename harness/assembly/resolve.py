@@ -17,7 +17,7 @@ from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_setting, nested_spec
-from harness.config.spec import DataSpec, EvalSpec, FlowSpec, MethodConfig, RunSpec, TextSpec
+from harness.config.spec import DataSpec, EvalSpec, FlowSpec, MethodConfig, OptimizerSpec, RunSpec, TextSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
@@ -230,6 +230,18 @@ def _check_read(spec: RunSpec, where: str) -> None:
         raise UserError(
             f"{where}: flow.gamma = {spec.flow.gamma:g} is read only with flow.weighting = 'min_snr', and "
             f"this is '{spec.flow.weighting}'; leave it out"
+        )
+    for name in ("momentum", "adjust_lr"):
+        value = getattr(spec.optimizer, name)
+        if spec.optimizer.name != "muon" and value != getattr(OptimizerSpec(), name):
+            raise UserError(
+                f"{where}: optimizer.{name} = {value} is read only with optimizer.name = 'muon', and this is "
+                f"'{spec.optimizer.name}'; leave it out"
+            )
+    if spec.optimizer.name != "adamw" and spec.runtime.shard:
+        raise UserError(
+            f"{where}: optimizer.name = '{spec.optimizer.name}' does not support runtime.shard = true, whose "
+            "processes hold rows of a matrix; set one of them to its default"
         )
 
 
