@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness.backbone.network import Prediction
 from harness.flow.batch import Batch, Draw
-from harness.flow.path import velocity_target
+from harness.flow.path import as_target, velocity_target
 from harness.flow.student import Student
 from methods.common.alignment import in_groups
 from methods.common.method import Method, MethodConfig, Needs, velocity_error
@@ -52,4 +52,8 @@ class ContrastiveFlow(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         target = in_groups(velocity_target(batch.x0, draw.noise), self.config.group)
         other = target.roll(1, dims=1).flatten(0, 1)
-        return -velocity_error(prediction.velocity, other, batch, self.setting)
+        other = as_target(other, draw.times, self.setting.backbone)
+        weights = self.setting.weights_at(draw.times)
+        # u(t) of `flow.weighting = "log_variance"` fits the flow loss alone.
+        fixed = None if weights is None else weights.fixed()
+        return -velocity_error(prediction.velocity, other, batch, self.setting, fixed)

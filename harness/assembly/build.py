@@ -60,6 +60,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
             patch_time=settings.patch_time,
             beside=tuple(Part(other, (settings.parts.of(kind_of(other)).patch,)) for other in further),
             positions=settings.positions,
+            prediction=spec.flow.prediction,
             **own,
         )
     except ValueError as error:
@@ -116,7 +117,12 @@ def build_method(
     """Return the method of a spec; `weights` are those of a sample's parts in the loss."""
     cls = registry.load("method", spec.method.name)
     return cls.build(
-        spec.method, backbone, time=spec.time, encoder_dims=tuple(encoder_dims), weights=tuple(weights)
+        spec.method,
+        backbone,
+        time=spec.time,
+        encoder_dims=tuple(encoder_dims),
+        weights=tuple(weights),
+        flow=spec.flow,
     )
 
 

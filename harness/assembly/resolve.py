@@ -18,7 +18,7 @@ from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_setting, nested_spec
-from harness.config.spec import DataSpec, EvalSpec, MethodConfig, RunSpec, TextSpec
+from harness.config.spec import DataSpec, EvalSpec, FlowSpec, MethodConfig, OptimizerSpec, RunSpec, TextSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
@@ -223,7 +223,29 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
             "given an encoder's output for the held-out sample itself, so that its loss is not comparable; "
             f"--set 'eval.metrics={kept}'"
         )
+    _check_read(spec, where)
     _check_guidance(spec, where)
+
+
+def _check_read(spec: RunSpec, where: str) -> None:
+    """Raise `UserError` for a setting of another choice than the one that is made, which would do nothing."""
+    if spec.flow.weighting != "min_snr" and spec.flow.gamma != FlowSpec().gamma:
+        raise UserError(
+            f"{where}: flow.gamma = {spec.flow.gamma:g} is read only with flow.weighting = 'min_snr', and "
+            f"this is '{spec.flow.weighting}'; leave it out"
+        )
+    for name in ("momentum", "adjust_lr"):
+        value = getattr(spec.optimizer, name)
+        if spec.optimizer.name != "muon" and value != getattr(OptimizerSpec(), name):
+            raise UserError(
+                f"{where}: optimizer.{name} = {value} is read only with optimizer.name = 'muon', and this is "
+                f"'{spec.optimizer.name}'; leave it out"
+            )
+    if spec.optimizer.name != "adamw" and spec.runtime.shard:
+        raise UserError(
+            f"{where}: optimizer.name = '{spec.optimizer.name}' does not support runtime.shard = true, whose "
+            "processes hold rows of a matrix; set one of them to its default"
+        )
 
 
 def _check_guidance(spec: RunSpec, where: str) -> None:

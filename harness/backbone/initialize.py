@@ -29,6 +29,8 @@ def initialize(
 ) -> None:
     """Fill every parameter in place, with values that depend only on seed, name and shape.
 
+    In both, the learned weight of the flow loss (harness/flow/weighting.py) is zero.
+
     zero        Matrices are Xavier-uniform, biases zero, and norm weights one. The label table and the
                 timestep MLP are N(0, 0.02). Modulation and final layer are zero.
     released    Weights and biases are uniform within 1 / sqrt(inputs of the layer), except those of norms.
@@ -38,7 +40,9 @@ def initialize(
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     for name, parameter in module.named_parameters():
         stream = f"init/{prefix}{name}"
-        if initial == "zero" or ".norm." in f".{name}" or name.endswith("mask_token"):
+        if name.startswith("log_variance."):
+            parameter.zero_()
+        elif initial == "zero" or ".norm." in f".{name}" or name.endswith("mask_token"):
             parameter.copy_(_initial(name, parameter.shape, streams, stream))
         else:
             weight = shapes.get(f"{name.removesuffix('.bias')}.weight", parameter.shape)

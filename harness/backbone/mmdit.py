@@ -123,12 +123,12 @@ class MMDiT(Backbone):
             if layer in taps:
                 hidden[layer] = passage.every(h)
             if layer in outputs:
-                velocities[layer] = self._velocity_at(layer, passage.every(h), c_BKD, times)
+                velocities[layer] = self._velocity_at(layer, x, passage.every(h), c_BKD, times)
             h = passage.beyond(layer, h)
             if layer == stop_after:
                 # Only the teacher stops early, and its caller does not read the velocity.
                 return Prediction(cast(Tensor, None), hidden, heads=queries_keys, outputs=velocities)
-        velocity, extra = self._velocity(h, c_BKD, times, extra is not None)
+        velocity, extra = self._velocity(x, h, c_BKD, times, extra is not None)
         return Prediction(velocity, hidden, extra, queries_keys, velocities)
 
     def _text(self, y: Condition | SharedText) -> tuple[Tensor, Tensor | None, Tensor | None]:

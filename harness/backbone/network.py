@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.backbone.condition import Condition
 from harness.backbone.embed import ExtraEmbed, PatchEmbed, TimestepEmbedder
+from harness.backbone.prediction import PredictionKind, velocity_of_clean
 from harness.backbone.rotary import rotation
 from harness.backbone.routing import Fusion, Passage, Route, Surroundings
 from harness.backbone.sizes import Size
@@ -51,6 +52,8 @@ class BackboneConfig:
     fused: tuple[int, ...] = ()
     """First and last block (1-based) whose output a linear layer joins with the tokens before them
     (routing.py); () for none."""
+    prediction: PredictionKind = "velocity"
+    """The output of the final layers. From `x`, a clean sample, the velocity is computed (prediction.py)."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
@@ -224,19 +227,28 @@ class Backbone(nn.Module):
         return h, self.rotation[:, -h.shape[1] :] if self.config.positions == "rotary" else None
 
     def _velocity(
-        self, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool
+        self, x: Tensor, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the velocity of x and of the extra token, from the last block's output."""
+        """Return the velocity of x and of the extra token, from the last block's output.
+
+        That of the extra token is always predicted as such.
+        """
         counts = [part.tokens for part in self.config.parts]
         out, extra = self.final_layer(h, c_BKD, times, has_extra, counts)
-        return self._assembled(out), extra
+        return self._as_velocity(self._assembled(out), x, times), extra
 
-    def _velocity_at(self, layer: int, h: Tensor, c_BKD: Tensor, times: Times) -> Tensor:
+    def _velocity_at(self, layer: int, x: Tensor, h: Tensor, c_BKD: Tensor, times: Times) -> Tensor:
         """Return the velocity of x from the output of a layer with a further final layer."""
         if layer not in self.config.outputs:
             raise ValueError(f"layer {layer} has no further final layer; it needs BackboneConfig.outputs")
         counts = [part.tokens for part in self.config.parts]
-        return self._assembled(self.final_layers[str(layer)](h, c_BKD, times, False, counts)[0])
+        out, _ = self.final_layers[str(layer)](h, c_BKD, times, False, counts)
+        return self._as_velocity(self._assembled(out), x, times)
+
+    def _as_velocity(self, output: Tensor, x: Tensor, times: Times) -> Tensor:
+        if self.config.prediction == "velocity":
+            return output
+        return velocity_of_clean(output, x, times, self.config)
 
     def _passage(self, full: Surroundings, route: Route | None, ahead: int = 0) -> Passage:
         """Return the way of the tokens through the blocks, see `Passage`."""

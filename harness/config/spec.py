@@ -206,6 +206,21 @@ class TimeSpec(Section):
     """Draw a separate time for each part of a video with its sound."""
 
 
+class FlowSpec(Section):
+    """The output of the network, and the weight of the flow loss at each time."""
+
+    prediction: Literal["velocity", "x"] = Field(default="velocity", json_schema_extra=HASHED_IF_SET)
+    """The network predicts the velocity, or the clean sample `x`, from which the velocity is computed, as JiT
+    does. The loss is on the velocity in both cases, and samplers integrate it."""
+    weighting: Literal["none", "min_snr", "log_variance"] = Field(
+        default="none", json_schema_extra=HASHED_IF_SET
+    )
+    """Weight of the flow loss by time: none, `min_snr` of the clean sample's error, or EDM2's learned
+    `log_variance`."""
+    gamma: float = Field(default=5.0, gt=0, json_schema_extra=HASHED_IF_SET)
+    """Largest signal-to-noise ratio that counts (min_snr only)."""
+
+
 class StartSpec(Section):
     """The weights that a run begins with, if they are imported ones instead of initial ones."""
 
@@ -220,8 +235,23 @@ class StartSpec(Section):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class OptimizerSpec(Section):
+    """The optimizer. Its learning rate, decay rates and weight decay are those of `train`."""
+
+    name: Literal["adamw", "muon", "adam_atan2"] = Field(default="adamw", json_schema_extra=HASHED_IF_SET)
+    """`muon` orthogonalises the updates of the blocks' matrices, and leaves the rest to AdamW; `adam_atan2`
+    needs the extra `optimizers`."""
+    momentum: float = Field(default=0.95, ge=0, lt=1, json_schema_extra=HASHED_IF_SET)
+    """Decay rate of Muon's momentum (muon only)."""
+    adjust_lr: Literal["match_rms_adamw", "original"] = Field(
+        default="match_rms_adamw", json_schema_extra=HASHED_IF_SET
+    )
+    """Factor of the learning rate for a matrix of A x B: 0.2 sqrt(max(A, B)), with which rates of AdamW can
+    be used, or Jordan's sqrt(max(1, A / B)) (muon only)."""
+
+
 class TrainSpec(Section):
-    """Training with AdamW."""
+    """Length, batch, learning rate and precision of training."""
 
     steps: int = Field(default=400_000, ge=1, le=STEPS)
     """Number of optimizer steps."""
@@ -230,9 +260,9 @@ class TrainSpec(Section):
     learning_rate: float = Field(default=1e-4, gt=0)
     """Learning rate after the warm-up."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay rates of AdamW's first and second moment."""
+    """Decay rates of the first and second moment of AdamW and Adam-atan2."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Weight decay of AdamW."""
+    """Weight decay, decoupled from the gradient."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up of the learning rate."""
     decay: Literal["none", "linear", "cosine"] = Field(default="none", json_schema_extra=HASHED_IF_SET)
@@ -508,7 +538,9 @@ class RunSpec(Section):
     text: TextSpec = TextSpec()
     method: SerializeAsAny[MethodConfig]
     time: TimeSpec = TimeSpec()
+    flow: FlowSpec = FlowSpec()
     train: TrainSpec = TrainSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
     ema: EmaSpec = EmaSpec()
     start: StartSpec = StartSpec()
     eval: EvalSpec = EvalSpec()

@@ -11,16 +11,13 @@ if TYPE_CHECKING:
     from harness.costs.flops import Cost
 
 BYTES = {"float32": 4, "bfloat16": 2}
-PER_LEARNED_PARAMETER, PER_EMA_PARAMETER = 12, 4
-"""Bytes in a checkpoint: a weight and the two moments of AdamW, and a weight of the EMA, in float32."""
+FLOAT32 = 4
+"""Bytes of a number in a checkpoint: a weight, one of the optimizer, and a weight of the EMA."""
 
 
 def disk_bytes(spec: RunSpec, cost: Cost) -> int:
     """Return the bytes that a finished run keeps on the disk, without its record and its sample grids."""
-    from harness.costs.flops import OPTIMIZER_FLOPS
-
-    learned = cost.per_step.get("optimizer", 0) // OPTIMIZER_FLOPS
-    checkpoint = PER_LEARNED_PARAMETER * learned + PER_EMA_PARAMETER * cost.parameters
+    checkpoint = FLOAT32 * (cost.saved_numbers + cost.parameters)
     train = spec.train
     due = -(-train.steps // train.checkpoint_every)
     rule = train.keep_checkpoints

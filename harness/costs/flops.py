@@ -19,6 +19,7 @@ from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import empty_view, method_of_spec, weightless
 from harness.config.spec import RunSpec
 from harness.costs.meter import Meter
+from harness.costs.optimizer import kept_tensors, optimizer_flops
 from harness.encoders.base import Architecture, Encoder
 from harness.flow.batch import Batch, Draw
 from harness.flow.gradients import separate_gradients
@@ -26,9 +27,6 @@ from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 
-OPTIMIZER_FLOPS = 15
-"""FLOPs per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without
-weight decay)."""
 EMA_FLOPS = 3
 """FLOPs per parameter of theta' + (1 - decay) (theta - theta')."""
 
@@ -45,6 +43,8 @@ class Cost:
     aligned_until: int | None = None
     """Last step that costs `per_step`; later ones cost `per_step_after`."""
     per_step_after: dict[str, int] = field(default_factory=dict)
+    saved_numbers: int = 0
+    """Numbers in a checkpoint beside the EMA: learned parameters, and what the optimizer keeps for them."""
 
     @property
     def step(self) -> int:
@@ -77,11 +77,12 @@ def count_spec(spec: RunSpec) -> Cost:
 def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()) -> Cost:
     """Count the training steps of a method with the architectures of its encoders, on the meta device."""
     parameters = sum(p.numel() for p in weightless(method.setting.backbone).parameters())
-    first, until = _count_step(method, spec, 1, encoders), method.config.until
+    (first, saved), until = _count_step(method, spec, 1, encoders), method.config.until
     if until is None or until >= spec.train.steps:
-        return Cost(first, spec.train.steps, parameters)
-    after = _count_step(method, spec, until + 1, encoders)
-    return Cost(first if until else after, spec.train.steps, parameters, until, after)
+        return Cost(first, spec.train.steps, parameters, saved_numbers=saved)
+    after, saved_after = _count_step(method, spec, until + 1, encoders)
+    saved = saved if until else saved_after
+    return Cost(first if until else after, spec.train.steps, parameters, until, after, saved)
 
 
 def count_once(
@@ -94,7 +95,10 @@ def count_once(
     until = method.config.until
     changes = until is not None and until < spec.train.steps
     sizes = [(encoder.dim, encoder.flops, encoder.heads) for encoder in encoders]
-    key = type(method), repr((method.config, method.setting, spec.train.batch_size, changes, sizes))
+    key = (
+        type(method),
+        repr((method.config, method.setting, spec.train.batch_size, changes, sizes, spec.optimizer)),
+    )
     if key not in _costs:
         _costs[key] = count(method, spec, encoders=encoders)
     return replace(_costs[key], steps=spec.train.steps)
@@ -159,7 +163,8 @@ def _on_meta(
 
 def _count_step(
     method: TrainingMethod, spec: RunSpec, step: int, encoders: Sequence[Encoder | Architecture]
-) -> dict[str, int]:
+) -> tuple[dict[str, int], int]:
+    """Return the FLOPs of a step by phase, and how many numbers a checkpoint has beside the EMA."""
     backbone = method.setting.backbone
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
@@ -170,6 +175,9 @@ def _count_step(
     flops = {name: int(value) for name, value in meter.settle().items()}
     if method.config.encodes(step):
         flops["encoder"] = sum(encoder.flops for encoder in encoders) * spec.train.batch_size
-    learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()) if p.grad is not None)
+    every = {**dict(model.named_parameters(prefix="model")), **dict(shadow.named_parameters(prefix="method"))}
+    learned = {name: p for name, p in every.items() if p.grad is not None}
+    saved = sum(p.numel() * (1 + kept_tensors(spec.optimizer, name, p)) for name, p in learned.items())
     shadowed = sum(p.numel() for p in ema.parameters())
-    return flops | {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * shadowed}
+    flops |= {"optimizer": optimizer_flops(spec.optimizer, learned), "ema": EMA_FLOPS * shadowed}
+    return flops, saved

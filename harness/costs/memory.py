@@ -35,6 +35,7 @@ from harness.backbone.attention import Attends
 from harness.backbone.network import Backbone
 from harness.config.spec import RunSpec
 from harness.costs.meter import Meter
+from harness.costs.optimizer import kept_tensors
 from harness.data.open import outlined
 from harness.data.parts import weights_of
 from harness.encoders.base import Architecture
@@ -53,7 +54,7 @@ class Footprint:
     """Backbone and the method's modules, in float32."""
     gradients: int
     optimizer: int
-    """AdamW's two moments."""
+    """What the optimizer keeps, for AdamW two moments."""
     ema: int
     activations: int
     """Peak on top of weights, optimizer and EMA: activations, or gradients and the remaining activations."""
@@ -119,12 +120,15 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
                 if isinstance(module, Attends):
                     module.fused = True
         slices = processes if spec.runtime.shard else 1
-        parameters = [*model.parameters(), *method.parameters()]
+        named = [*model.named_parameters(prefix="model"), *method.named_parameters(prefix="method")]
+        parameters = [parameter for _, parameter in named]
         learned = _bytes(parameters, slices)
         fixed = {
             "weights": learned,
             "gradients": learned,
-            "optimizer": 2 * learned,
+            "optimizer": _bytes(
+                (p for name, p in named for _ in range(kept_tensors(spec.optimizer, name, p))), slices
+            ),
             "ema": _bytes(ema.parameters(), slices),
         }
         kept: list[Tensor] = []

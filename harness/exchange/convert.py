@@ -96,6 +96,8 @@ def _check_fits(config: BackboneConfig, layout: str) -> None:
         what = f"samples of {config.shape[1]}x{config.shape[2]}, which are not square"
     elif config.positions != "sincos":
         what = f"backbone.positions = '{config.positions}'"
+    elif config.prediction != "velocity":
+        what = f"flow.prediction = '{config.prediction}', and released code reads its output as the velocity"
     elif isinstance(config, MMDiTConfig) != (layout == "mmdit"):
         what = "texts as its condition" if isinstance(config, MMDiTConfig) else "labels as its condition"
     elif bool(config.extra) != (layout == "reg"):

@@ -118,9 +118,11 @@ def _config(spec: RunSpec, network: dict[str, Tensor]) -> BackboneConfig:
     extra = 0 if extra is None else extra.shape[1]
     if (context := network.get("context_embedder.weight")) is not None:
         text = TextShape(context.shape[1], CLIP_L.length)
-        return MMDiTConfig(size, patch, square, 1, learn_sigma, extra, text=text)
+        return MMDiTConfig(
+            size, patch, square, 1, learn_sigma, extra, prediction=spec.flow.prediction, text=text
+        )
     classes = network["y_embedder.embedding_table.weight"].shape[0] - 1
-    return SiTConfig(size, patch, square, classes, learn_sigma, extra)
+    return SiTConfig(size, patch, square, classes, learn_sigma, extra, prediction=spec.flow.prediction)
 
 
 def _notes(weights: Weights, layout: str) -> list[str]:

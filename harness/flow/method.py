@@ -6,7 +6,7 @@ Methods derive from `methods.common.method.Method`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from harness.backbone.condition import Condition, SharedText
 from harness.backbone.network import BackboneConfig
 from harness.backbone.times import Times
-from harness.config.spec import MethodConfig, Needs, TimeSpec
+from harness.config.spec import FlowSpec, MethodConfig, Needs, TimeSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.samplers import Network, plain
 from harness.flow.student import Student
+from harness.flow.weighting import LogVariance, Weights, weights_at
 from harness.runtime.random_streams import Streams
 
 
@@ -31,6 +32,13 @@ class Setting:
     """Width of each encoder's tokens, for a method that reads encoders."""
     weights: tuple[float, ...] = ()
     """Weight of each part of a sample in the flow loss; () for a sample of one part."""
+    flow: FlowSpec = field(default_factory=FlowSpec)
+    log_variance: LogVariance | None = None
+    """The learned weight by time, a module of the method; None without it."""
+
+    def weights_at(self, times: Times) -> Weights | None:
+        """Return the weights of the flow loss at the times of a batch; None without weights."""
+        return weights_at(times, self.backbone, self.flow, self.log_variance)
 
 
 class Losses(NamedTuple):
@@ -69,6 +77,10 @@ class TrainingMethod(nn.Module):
 
     def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
+        # A term of a stack has the module of the stack.
+        if setting.flow.weighting == "log_variance" and setting.log_variance is None:
+            self.log_variance = LogVariance()
+            setting = replace(setting, log_variance=self.log_variance)
         self.config = config
         self.setting = setting
 
@@ -81,9 +93,11 @@ class TrainingMethod(nn.Module):
         time: TimeSpec | None = None,
         encoder_dims: Sequence[int] = (),
         weights: Sequence[float] = (),
+        flow: FlowSpec | None = None,
     ) -> Self:
         """Return the method for a backbone; the other arguments are those of `Setting`."""
-        return cls(config, Setting(backbone, time or TimeSpec(), tuple(encoder_dims), tuple(weights)))
+        own = (time or TimeSpec(), tuple(encoder_dims), tuple(weights), flow or FlowSpec())
+        return cls(config, Setting(backbone, *own))
 
     def needs(self) -> Needs:
         """Return what the method needs from the trainer while its second term has a weight."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone.network import BackboneConfig
+from harness.backbone.prediction import share_of_velocity
 from harness.backbone.times import Times
 from harness.backbone.tokens import Layout
 from harness.config.spec import TimeSpec
@@ -64,3 +65,13 @@ def interpolate(x0: Tensor, noise: Tensor, times: Times, layout: Layout) -> Tens
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
     """Return eps - x0."""
     return noise - x0
+
+
+def as_target(velocity: Tensor, times: Times, backbone: BackboneConfig) -> Tensor:
+    """Return a velocity eps - x0 as the target of the network's velocity at these times.
+
+    It is the same, except for x-prediction, whose velocity is smaller near time 0 (backbone/prediction.py).
+    """
+    if backbone.prediction == "velocity":
+        return velocity
+    return share_of_velocity(times, backbone) * velocity

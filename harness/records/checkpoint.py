@@ -5,7 +5,8 @@ bytes. It is written under a temporary name, synced and renamed, so a file with 
 complete. Its checksum is verified on reading, and nothing is ever unpickled.
 
     model.*, ema.*, method.*   weights of the student, its moving average and the method
-    optimizer.*                exp_avg, exp_avg_sq and step of every learned parameter
+    optimizer.*                the optimizer's tensors of every learned parameter, for AdamW exp_avg,
+                               exp_avg_sq and step
     metadata                   run id, step, sha256
 
 `checkpoints/` has them. `ema/` has files with `ema.*` alone, kept for later evaluations.

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-PACKAGES = ("flowrace", "torch", "numpy", "timm", "torch-fidelity", "mlflow", "safetensors", "pydantic")
+PACKAGES = (
+    "flowrace",
+    "torch",
+    "numpy",
+    "timm",
+    "torch-fidelity",
+    "mlflow",
+    "safetensors",
+    "pydantic",
+    "adam-atan2-pytorch",
+)
 
 
 def describe(device: torch.device, devices: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from harness.train.gradient_log import GradientLog
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
 from harness.train.later_evaluations import measure_missing, missing_evaluations
 from harness.train.objective import Objective, with_encoder_features
+from harness.train.optimizer import check_optimizer
 from harness.train.prefetch import prefetch, prepare_batches
 from harness.train.schedule import ema_decay, set_learning_rate
 from harness.train.signals import StoppedBySignal, stop_signals
@@ -73,6 +74,7 @@ def train(
     check_rule(rule, spec)
     check_batch_split(spec, world_size())
     check_cached(spec)
+    check_optimizer(spec)
     prepare(threads_of_run(spec, Record(path), progress))
     # Before the ranks join, because rank 0 changes the directory afterwards.
     goal = goal_of(path, spec, rule)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from harness.config.spec import EmaSpec, TrainSpec
+from harness.train.optimizer import RunOptimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, train: TrainSpec, step: int) -> float:
+def set_learning_rate(optimizer: RunOptimizer, train: TrainSpec, step: int) -> float:
     """Set and return the learning rate of a step (1-based)."""
     rate = train.learning_rate * learning_rate_factor(train, step)
     for group in optimizer.param_groups:

@@ -29,13 +29,10 @@ from harness.records import checkpoint, checkpoint_files
 from harness.runtime.fsdp import full_tensor, is_sharded, local_shard, shard, shard_like
 from harness.runtime.random_streams import Streams
 from harness.text.captions import RunCaptions
+from harness.train.optimizer import RunOptimizer, build_optimizer, state_shapes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-
-STATE = ("exp_avg", "exp_avg_sq", "step")
-"""The tensors that AdamW keeps for each parameter."""
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Run:
     ema: Backbone
     method: TrainingMethod
     student: Student
-    optimizer: torch.optim.AdamW
+    optimizer: RunOptimizer
     encoders: tuple[Encoder, ...]
     feed: Feed
     streams: Streams
@@ -62,10 +59,13 @@ class Run:
     @property
     def learned(self) -> dict[str, nn.Parameter]:
         """All parameters of the optimizer, by name."""
-        modules = {"model": self.model, "method": self.method}
-        return {
-            f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()
-        }
+        return learned_by_name(self.model, self.method)
+
+
+def learned_by_name(model: nn.Module, method: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of student and method by name, in the order of the optimizer."""
+    modules = {"model": model, "method": method}
+    return {f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()}
 
 
 def build_run(
@@ -102,19 +102,12 @@ def build_run(
     else:
         shard(model, ema, method, mesh)
     meter = clock(device)
-    train = spec.train
-    optimizer = torch.optim.AdamW(
-        [*model.parameters(), *method.parameters()],
-        lr=train.learning_rate,
-        betas=train.betas,
-        weight_decay=train.weight_decay,
-        fused=True,
-    )
+    optimizer = build_optimizer(spec, learned_by_name(model, method))
     feed = Feed(
         dataset,
         sides.train,
         streams,
-        label_drop=train.label_drop,
+        label_drop=spec.train.label_drop,
         flip=spec.data.flip,
         with_pixels=bool(encoders),
         alone=alone_of(dataset, spec.data),
@@ -181,11 +174,8 @@ def restore_run(run: Run, folder: Path) -> list[Path]:
         _load(module, saved.part(name), file)
     states = saved.part("optimizer")
     for name, parameter in run.learned.items():
-        state = _optimizer_state(states, name, parameter, file)
-        run.optimizer.state[parameter] = {
-            kind: shard_like(value, parameter) if value.ndim else value.to(parameter.device)
-            for kind, value in state.items()
-        }
+        state = _optimizer_state(states, name, state_shapes(run.spec, name, parameter), file)
+        run.optimizer.state[parameter] = {kind: _as_kept(value, parameter) for kind, value in state.items()}
     run.step = int(step)
     return files[files.index(file) + 1 :]
 
@@ -203,21 +193,28 @@ def _newest_intact(files: Sequence[Path]) -> tuple[Path, checkpoint.Checkpoint]:
 
 
 def _optimizer_state(
-    states: dict[str, Tensor], name: str, parameter: nn.Parameter, file: Path
+    states: dict[str, Tensor], name: str, shapes: dict[str, torch.Size], file: Path
 ) -> dict[str, Tensor]:
     """Return the saved state of a parameter, empty for one that has had no gradient yet.
 
     Raises `UserError` if a part of it is missing or has another shape.
     """
-    state = {kind: states[key] for kind in STATE if (key := f"{name}.{kind}") in states}
-    shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
-    wrong = [kind for kind in STATE if state and (kind not in state or state[kind].shape != shapes[kind])]
+    state = {kind: states[key] for kind in shapes if (key := f"{name}.{kind}") in states}
+    wrong = [kind for kind in shapes if state and (kind not in state or state[kind].shape != shapes[kind])]
     if wrong:
         raise UserError(
             f"{file} lacks the tensor optimizer.{name}.{wrong[0]} of shape {tuple(shapes[wrong[0]])}; delete "
             "it to continue from the one before"
         )
     return state
+
+
+def _as_kept(value: Tensor, parameter: nn.Parameter) -> Tensor | int:
+    """Return a saved value of a parameter's state as the optimizer keeps it; a whole number is one of
+    Python's."""
+    if value.dtype == torch.int64:
+        return int(value)
+    return shard_like(value, parameter) if value.ndim else value.to(parameter.device)
 
 
 @torch.no_grad()
@@ -249,6 +246,9 @@ def _load_start(run: Run, path: Path) -> None:
     for module in (run.model, run.ema):
         _load(module, saved.part("ema"), file)
     projectors, known = saved.part("method"), run.method.state_dict()
+    if projectors:
+        # The learned weight of the flow loss, which no released file has.
+        projectors |= {name: t for name, t in known.items() if name.startswith("log_variance.")}
     fits = {name: t.shape for name, t in projectors.items()} == {name: t.shape for name, t in known.items()}
     if projectors and fits and saved.meta.get("method") == run.spec.method.name:
         _load(run.method, projectors, file)
@@ -282,5 +282,5 @@ def _tensors(run: Run) -> dict[str, Tensor]:
     }
     for name, parameter in run.learned.items():
         for kind, value in run.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{kind}"] = value
+            tensors[f"optimizer.{name}.{kind}"] = torch.as_tensor(value)
     return tensors

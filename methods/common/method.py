@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,8 +12,9 @@ from harness.backbone.network import Prediction
 from harness.config.spec import MethodConfig, Needs, Schedule
 from harness.flow.batch import Batch, Draw
 from harness.flow.method import Losses, Setting, TrainingMethod
-from harness.flow.path import interpolate, part_times, times_of_parts, velocity_target
+from harness.flow.path import as_target, interpolate, part_times, times_of_parts, velocity_target
 from harness.flow.student import Student
+from harness.flow.weighting import Weights
 from harness.runtime.random_streams import Streams
 from methods.common.missing_parts import separated, weights_of_samples
 
@@ -94,15 +96,25 @@ def weighted(flow: Tensor, weight: float) -> Tensor:
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
     """Return L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels (SiT Eq. 7; REPA loss.py).
 
-    It is computed in float32. For several parts it is their weighted sum (Self-Flow section 4.4), for each
-    sample over the parts that it has (missing_parts.py).
+    It is computed in float32. The target of x-prediction is smaller near time 0, as its velocity is
+    (harness/backbone/prediction.py). For several parts it is their weighted sum (Self-Flow section 4.4), for
+    each sample over the parts that it has (missing_parts.py). `flow.weighting` gives it a weight at each time
+    (harness/flow/weighting.py).
     """
-    return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
+    target = as_target(velocity_target(batch.x0, draw.noise), draw.times, setting.backbone)
+    return velocity_error(velocity, target, batch, setting, setting.weights_at(draw.times))
 
 
-def velocity_error(velocity: Tensor, target: Tensor, batch: Batch, setting: Setting) -> Tensor:
-    """Return the mean square of v - target in float32, with the weights of L_gen over parts."""
+def velocity_error(
+    velocity: Tensor, target: Tensor, batch: Batch, setting: Setting, weights: Weights | None = None
+) -> Tensor:
+    """Return the mean square of v - target in float32, with the weights of L_gen over parts.
+
+    `weights` are those of times; None for none.
+    """
     velocity = velocity.float()
+    if weights is not None:
+        return _mean_over_parts(weights.of((velocity - target).square()), batch, setting)
     if not setting.weights:
         return F.mse_loss(velocity, target)
     pairs = list(zip(*map(setting.backbone.split_parts, (velocity, target)), strict=True))
@@ -113,3 +125,13 @@ def velocity_error(velocity: Tensor, target: Tensor, batch: Batch, setting: Sett
         errors = [(a - b).square().flatten(1).mean(dim=1) for a, b in pairs]
         means = [(weights * error).mean() for weights, error in zip(weights_PB, errors, strict=True)]
     return sum(means[1:], start=means[0])
+
+
+def _mean_over_parts(errors: Tensor, batch: Batch, setting: Setting) -> Tensor:
+    """Return the mean of errors (B, *x_shape) with the weights of L_gen over parts."""
+    if not setting.weights:
+        return errors.mean()
+    means_BP = torch.stack([e.flatten(1).mean(dim=1) for e in setting.backbone.split_parts(errors)], dim=1)
+    if batch.present is None:
+        return (means_BP * means_BP.new_tensor(setting.weights)).sum(dim=1).mean()
+    return (means_BP * weights_of_samples(batch.present, setting.weights)).sum(dim=1).mean()

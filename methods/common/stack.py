@@ -128,7 +128,7 @@ class Stack(Method):
         dims = iter(setting.encoder_dims)
         for name, term in config.terms.items():
             own = tuple(itertools.islice(dims, len(term.needs().encoders)))
-            self.terms[name] = self.classes[name](term, replace(setting, encoder_dims=own))
+            self.terms[name] = self.classes[name](term, replace(self.setting, encoder_dims=own))
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         """Return the draw of the term that has its own, or that of all methods, with the terms' additions."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.costs.flops import EMA_FLOPS, OPTIMIZER_FLOPS, Cost, count
+from harness.costs.flops import EMA_FLOPS, Cost, count
+from harness.costs.optimizer import OPTIMIZER_FLOPS
 from harness.encoders.base import Architecture
 from harness.flow.batch import Batch, Draw, View
 from harness.runtime.random_streams import Streams

@@ -14,7 +14,8 @@ from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.tokens import Part
 from harness.config.spec import TimeSpec
-from harness.costs.flops import EMA_FLOPS, OPTIMIZER_FLOPS, count
+from harness.costs.flops import EMA_FLOPS, count
+from harness.costs.optimizer import OPTIMIZER_FLOPS
 from harness.encoders.base import Architecture
 from harness.errors import UserError
 from methods.common.method import Method, Needs

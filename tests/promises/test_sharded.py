@@ -142,6 +142,15 @@ def test_every_method_equals_one_process(
 
 
 @pytest.mark.slow
+def test_learned_weight_of_x_prediction_equals_one_process(tmp_path: Path) -> None:
+    """The weight by time (`flow.weighting`) is a module of the method."""
+    asked = ("flow.weighting=log_variance", "flow.prediction=x")
+    leg = Leg((*asked, SHARD), tmp_path / "divided")
+    launch(2, [leg])
+    check_same(leg.record, alone(tmp_path, *asked))
+
+
+@pytest.mark.slow
 def test_run_continues_with_one_two_four_and_one_processes(tmp_path: Path) -> None:
     """Three steps in each world, sharded or not; record and checkpoint do not depend on it."""
     asked = ("method.name=self_flow",)

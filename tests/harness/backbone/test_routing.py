@@ -136,7 +136,7 @@ def test_fusion_is_a_linear_layer_of_both_depths() -> None:
     width = config.size.width
     fused = deep @ weight[:, :width].T + hidden[1] @ weight[:, width:].T + bias
     c = torch.nn.functional.silu(net.t_embedder(times.levels) + net.y_embedder(y)[:, None])
-    expected, _ = net._velocity(fused, c, times, False)
+    expected, _ = net._velocity(x, fused, c, times, False)
     torch.testing.assert_close(net(x, times, y, route=Route(2, 4, KEPT)).velocity, expected)
     with pytest.raises(ValueError, match="the route has blocks 2 to 3, but this network fuses blocks 2 to 4"):
         net(x, times, y, route=Route(2, 3, KEPT))
