@@ -35,6 +35,7 @@ class Tread(Method):
     headline = "DiT-XL/2 guided FID 1.69 (reference notes on TREAD)"
     stacks_with = ("repa",)
     student_cost = (0.3, 1.0)
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"rate": 0.0}

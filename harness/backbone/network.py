@@ -48,6 +48,9 @@ class BackboneConfig:
     """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
     outputs: tuple[int, ...] = ()
     """Layers (1-based) that have a further final layer, which predicts a velocity from their output."""
+    given: tuple[int, ...] = ()
+    """Number of first tokens of each part that are given instead of generated; () for none. Their time is 0
+    and their velocity is 0, whatever the sample's times are."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
@@ -59,6 +62,19 @@ class BackboneConfig:
         if beyond := [layer for layer in self.outputs if not 1 <= layer < self.size.depth]:
             raise ValueError(
                 f"a further final layer is at layers 1 to {self.size.depth - 1}, but got layer {beyond[0]}"
+            )
+        if self.given:
+            self._check_given()
+
+    def _check_given(self) -> None:
+        """Raise ValueError unless every part has its given tokens, and some token is generated."""
+        if self.extra:
+            raise ValueError("a network with an extra token has one time for all tokens, so none is given")
+        tokens = [part.tokens for part in self.parts]
+        fits = len(self.given) == len(tokens) and all(map(int.__le__, self.given, tokens))
+        if not fits or sum(self.given) == sum(tokens):
+            raise ValueError(
+                f"given = {self.given}: the parts have {tokens} tokens, of which at least one is generated"
             )
 
     @cached_property
@@ -109,6 +125,25 @@ class BackboneConfig:
         ]
         return torch.cat(expanded, dim=1)
 
+    @property
+    def given_tokens(self) -> Tensor | None:
+        """The mask of given tokens, (T,) bool; None without any."""
+        return self._given_tokens
+
+    @cached_property
+    def _given_tokens(self) -> Tensor | None:
+        if not any(self.given):
+            return None
+        each = zip(self.given, self.parts, strict=True)
+        return torch.cat([torch.arange(part.tokens, device="cpu") < given for given, part in each])
+
+    @cached_property
+    def generated_values(self) -> Tensor | None:
+        """The mask of generated values, bool of shape `x_shape`; None if no token is given."""
+        if self.given_tokens is None:
+            return None
+        return self.spread(~self.given_tokens[None])[0].expand(self.x_shape)
+
     def blank_condition(self, size: int) -> Condition:
         """Return a condition for `size` samples with the shapes that training has, for counting costs."""
         raise NotImplementedError(f"{type(self).__name__} has no condition")
@@ -144,10 +179,14 @@ class Backbone(nn.Module):
     blocks: nn.ModuleList
     pos_embed: Tensor
     rotation: Tensor
+    given_tokens: Tensor | None
+    generated_values: Tensor | None
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("given_tokens", config.given_tokens, persistent=False)
+        self.register_buffer("generated_values", config.generated_values, persistent=False)
 
     def forward(
         self,
@@ -169,6 +208,8 @@ class Backbone(nn.Module):
         returned. `outputs` lists those of `config.outputs` whose velocity is predicted too. `stop_after` ends
         the pass after that layer. With `groups` (B, T), tokens attend only within their group. `extra` (B, E)
         is the extra token, which has the sample's single level and no position; None leaves it out.
+
+        Given tokens (`config.given`) have time 0 and velocity 0; x has their clean values.
 
         With `route`, some tokens skip some blocks. In the output of a block that they skip, they have the
         values with which they return. Queries and keys of such a block are those of the other tokens only.
@@ -226,6 +267,10 @@ class Backbone(nn.Module):
         counts = [part.tokens for part in self.config.parts]
         return self._assembled(self.final_layers[str(layer)](h, c_BKD, times, False, counts)[0])
 
+    def _with_given(self, times: Times) -> Times:
+        """Return times in which given tokens have time 0."""
+        return times if self.given_tokens is None else times.with_given(self.given_tokens)
+
     # Any: the arguments and the outputs of a block.
     def _run_block(self, block: nn.Module, *args: Any) -> Any:
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -245,7 +290,8 @@ class Backbone(nn.Module):
             unpatchify(values, part.patch, part.axes)[:, : part.shape[0]]
             for values, part in zip(patches, self.config.parts, strict=True)
         ]
-        return torch.cat([part.flatten(1) for part in parts], dim=1) if len(parts) > 1 else parts[0]
+        x = torch.cat([part.flatten(1) for part in parts], dim=1) if len(parts) > 1 else parts[0]
+        return x if self.generated_values is None else torch.where(self.generated_values, x, 0)
 
 
 class Mlp(nn.Module):

@@ -14,6 +14,7 @@ from harness.flow.method import Losses, Setting, TrainingMethod
 from harness.flow.path import interpolate, part_times, times_of_parts, velocity_target
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
+from methods.common.given_tokens import error_of_generated
 from methods.common.missing_parts import separated, weights_of_samples
 
 __all__ = ["Losses", "Method", "MethodConfig", "Needs", "Schedule", "Setting", "flow_loss", "velocity_error"]
@@ -76,7 +77,7 @@ def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> T
     """Return L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels (SiT Eq. 7; REPA loss.py).
 
     It is computed in float32. For several parts it is their weighted sum (Self-Flow section 4.4), for each
-    sample over the parts that it has (missing_parts.py).
+    sample over the parts that it has (missing_parts.py). Given values are left out (given_tokens.py).
     """
     return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
 
@@ -84,6 +85,8 @@ def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> T
 def velocity_error(velocity: Tensor, target: Tensor, batch: Batch, setting: Setting) -> Tensor:
     """Return the mean square of v - target in float32, with the weights of L_gen over parts."""
     velocity = velocity.float()
+    if setting.backbone.given_tokens is not None:
+        return error_of_generated(velocity, target, batch, setting.backbone, setting.weights)
     if not setting.weights:
         return F.mse_loss(velocity, target)
     pairs = list(zip(*map(setting.backbone.split_parts, (velocity, target)), strict=True))
