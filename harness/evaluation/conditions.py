@@ -21,9 +21,11 @@ from harness.text.captions import CaptionConditions, RunCaptions
 class Conditions(Protocol):
     """The conditions of samples, which depend on their index alone."""
 
-    given: Given | None
-    """Function from indices (B,) to the clean samples whose given tokens the samples have; None for a network
-    without given tokens."""
+    @property
+    def given(self) -> Given | None:
+        """Function from indices (B,) to the clean samples whose given tokens the samples have; None for a
+        network without given tokens."""
+        ...
 
     @property
     def null(self) -> int | Text:
