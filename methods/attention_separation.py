@@ -45,6 +45,8 @@ class AttentionSeparation(Method):
     headline = "SiT-B/2 FID-10K 29.89 against 30.20 with full attention at 400k steps (its Table 1)"
     times_apart = False
     parts_mixed = True
+    # A group could not attend to the given tokens of the other one.
+    masks_given = False
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "mask_ratio": 0.0}

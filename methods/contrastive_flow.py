@@ -28,6 +28,7 @@ from methods.common.method import Method, MethodConfig, Needs, velocity_error
 
 class ContrastiveFlow(Method):
     source = "DeltaFM; gstoica27/DeltaFM"
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}

@@ -29,6 +29,7 @@ class DiffusionForcing(Method):
     headline = "SiT-XL/2 FID about 42 against 20 at 300k steps (reading of Self-Flow Fig. 2b)"
     times_apart = False
     parts_mixed = True
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"share": 0.0}

@@ -27,12 +27,14 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from harness.runtime.precision import product
 from methods.common.alignment import check_layer, in_groups, layer_at, resolved_layer, taps_of
+from methods.common.given_tokens import generated_only
 from methods.common.method import Method, MethodConfig, Needs
 
 
 class Dispersive(Method):
     source = "Dispersive loss, arXiv 2506.09027; raywang4/DispLoss"
     headline = "SiT-B/2 FID 32.35 against 36.49 after 80 epochs, ODE, no guidance (DispLoss)"
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
@@ -62,9 +64,8 @@ class Dispersive(Method):
     config: Config
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        z = in_groups(
-            prediction.hidden[resolved_layer(self.config.layer)].float().flatten(1), self.config.group
-        )
+        hidden = generated_only(prediction.hidden[resolved_layer(self.config.layer)], self.setting.backbone)
+        z = in_groups(hidden.float().flatten(1), self.config.group)
         distances = squared_distances(z) / (z.shape[2] * self.config.temperature)
         return ((-distances).flatten(1).logsumexp(1) - 2 * math.log(z.shape[1])).mean()
 

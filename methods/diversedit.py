@@ -34,12 +34,14 @@ from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import check_layer, cosine, in_groups, resolved_layer
+from methods.common.given_tokens import generated_only
 from methods.common.method import Method, MethodConfig, Needs
 
 
 class DiverseDiT(Method):
     source = "secondary: DiverseDiT, arXiv 2603.04239; kobeshegu/DiverseDiT 5fedda1"
     headline = "SiT-B/2 FID 33.72 by this loss alone, against 36.8 (secondary note on its ablation)"
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
@@ -85,7 +87,10 @@ class DiverseDiT(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         config = self.config
         blocks = {
-            layer: in_groups(prediction.hidden[layer].float(), config.group) for layer in config.layers or ()
+            layer: in_groups(
+                generated_only(prediction.hidden[layer], self.setting.backbone).float(), config.group
+            )
+            for layer in config.layers or ()
         }
         later = [layer for layer in blocks if layer >= resolved_layer(config.first_layer)]
         pairs = [

@@ -20,6 +20,7 @@ class DualTimestep(Method):
     source = "Self-Flow, arXiv 2603.06507"
     headline = "SiT-XL/2 FID about 15 against 17 at 400k steps (reading of Self-Flow Fig. 2b)"
     parts_mixed = True
+    masks_given = True
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"mask_ratio": 0.0}

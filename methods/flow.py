@@ -17,6 +17,7 @@ class Flow(Method):
     source = "SiT, arXiv 2401.08740"
     headline = "SiT-XL/2 FID 8.26 at 7M steps, SDE, no guidance (SiT Table 8)"
     parts_mixed = True
+    masks_given = True
 
     class Config(MethodConfig):
         name: Literal["flow"] = "flow"

@@ -25,6 +25,7 @@ class FullMasking(Method):
     headline = "SiT-XL/2 FID about 35 against 17 at 400k steps (reading of Self-Flow Fig. 2b)"
     times_apart = False
     parts_mixed = True
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"mask_ratio": 0.0}

@@ -31,6 +31,7 @@ from harness.flow.batch import Batch, Draw, View
 from harness.flow.student import Student
 from harness.runtime.precision import product
 from methods.common.alignment import check_layer, taps_of
+from methods.common.given_tokens import generated_only
 from methods.common.method import Needs
 from methods.repa import RepaAlignment, RepaConfig
 
@@ -85,8 +86,11 @@ class Haste(RepaAlignment):
         if config.coefficient:
             total = total + config.coefficient * super().align(student, batch, draw, prediction)
         if config.attention_weight:
-            queries_keys = [prediction.heads[layer] for layer in config.layers or ()]
-            losses = torch.stack([attention_loss(queries_keys, attention_of(view)) for view in batch.views])
+            backbone = self.setting.backbone
+            heads = [prediction.heads[layer] for layer in config.layers or ()]
+            queries_keys = [(generated_only(q, backbone, dim=2), k) for q, k in heads]
+            maps = [generated_only(attention_of(view), backbone, dim=3) for view in batch.views]
+            losses = torch.stack([attention_loss(queries_keys, target) for target in maps])
             total = total + config.attention_weight * losses.mean()
         return total
 
@@ -101,8 +105,8 @@ def attention_of(view: View) -> Tensor:
 def attention_loss(queries_keys: list[tuple[Tensor, Tensor]], target: Tensor) -> Tensor:
     """Return the cross-entropy between attention maps, a float32 scalar.
 
-    `queries_keys` holds queries and keys (B, N, T, d) of n layers. Rows of `target` (B, n, N', T, T) sum
-    to 1. The first min(N, N') heads of both are compared.
+    `queries_keys` holds queries (B, N, Q, d) and keys (B, N, T, d) of n layers. Rows of `target`
+    (B, n, N', Q, T) sum to 1. The first min(N, N') heads of both are compared.
     """
     losses = []
     for (q, k), maps in zip(queries_keys, target.unbind(dim=1), strict=True):

@@ -38,6 +38,7 @@ class InternalGuidance(Method):
     source = "Internal guidance, arXiv 2512.24176; CVL-UESTC/Internal-Guidance d048cc3"
     headline = "SiT-XL/2 FID 5.31 at 80 epochs and 1.75 at 800, both with its guidance (its abstract)"
     parts_mixed = True
+    masks_given = True
     stacks_with = ("repa", "irepa", "haste", "layersync", "sra2")
     guides = True
 

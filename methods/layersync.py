@@ -23,8 +23,9 @@ from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import check_layer, cosine, layer_at, resolved_layer, taps_of
+from methods.common.given_tokens import counted_tokens
 from methods.common.method import Method, MethodConfig, Needs
-from methods.common.missing_parts import mean_of_tokens, present_tokens
+from methods.common.missing_parts import mean_of_tokens
 
 PUBLISHED_LAYERS = {"L": (8, 18), "XL": (8, 16)}
 
@@ -33,6 +34,7 @@ class LayerSync(Method):
     source = "LayerSync, arXiv 2510.12581; vita-epfl/LayerSync 4001d6d"
     headline = "SiT-XL/2 FID 11.24 against 17.97 after 80 epochs, ODE, no guidance (LayerSync)"
     parts_mixed = True
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
@@ -72,5 +74,5 @@ class LayerSync(Method):
             prediction.hidden[resolved_layer(self.config.student_layer)],
             prediction.hidden[resolved_layer(self.config.target_layer)],
         )
-        present = present_tokens(batch, self.setting.backbone)
-        return mean_of_tokens(-cosine(early, late.detach()), present)
+        counted = counted_tokens(batch, self.setting.backbone)
+        return mean_of_tokens(-cosine(early, late.detach()), counted)

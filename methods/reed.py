@@ -29,6 +29,7 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import EncoderSpec, check_layer, cosine, layer_at, resolved_layer, taps_of
 from methods.common.encoder_alignment import Encoded, ProjectedConfig
+from methods.common.given_tokens import generated_only
 from methods.common.method import Needs, Setting
 
 SIGLIP2_B = EncoderSpec(name="open_clip:ViT-B-16-SigLIP2.webli")
@@ -90,7 +91,8 @@ class Reed(Encoded):
             return config.image_weight * super().align(student, batch, draw, prediction)
         *of_tokens, of_means = batch.views
         image = super().align(student, replace(batch, views=tuple(of_tokens)), draw, prediction)
-        mean = prediction.hidden[resolved_layer(config.pooled_layer)].mean(dim=1)
+        hidden = prediction.hidden[resolved_layer(config.pooled_layer)]
+        mean = generated_only(hidden, self.setting.backbone).mean(dim=1)
         pooled = -cosine(self.pooled_projector(mean), of_means.tokens.float().mean(dim=1)).mean()
         return config.image_weight * image + config.pooled_weight * pooled
 

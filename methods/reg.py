@@ -37,6 +37,8 @@ class Reg(RepaAlignment):
     source = "REG, arXiv 2507.01467; Martinser/REG 021ea2e"
     headline = "SiT-XL/2 FID 3.4 at 400k steps, SDE, no guidance (REG)"
     times_apart = False
+    # The extra token has the sample's single time.
+    masks_given = False
 
     class Config(RepaConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "token_weight": 0.0}

@@ -34,14 +34,16 @@ from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
 from methods.common.dual_timesteps import DualConfig, draw_dual
+from methods.common.given_tokens import counted_tokens
 from methods.common.method import Method, Needs, Setting
-from methods.common.missing_parts import mean_of_tokens, present_tokens, separated
+from methods.common.missing_parts import mean_of_tokens, separated
 
 
 class SelfFlow(Method):
     source = "Self-Flow, arXiv 2603.06507; black-forest-labs/Self-Flow 53db4f0"
     headline = "SiT-XL/2 FID 5.70 at 4M steps, SDE, no guidance (Self-Flow Table 1)"
     parts_mixed = True
+    masks_given = True
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"gamma": 0.0, "mask_ratio": 0.0}
@@ -97,11 +99,11 @@ class SelfFlow(Method):
         )
         x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
         backbone, layer = self.setting.backbone, resolved_layer(self.config.teacher_layer)
-        groups, present = separated(None, batch, backbone), present_tokens(batch, backbone)
+        groups, counted = separated(None, batch, backbone), counted_tokens(batch, backbone)
         target = student.teach(x_teacher, times, batch.y, layer=layer, groups=groups)
         projected = self.projector(prediction.hidden[resolved_layer(self.config.student_layer)])
         gap = distance(self.config.similarity, projected, target)
         if self.config.align_on == "all" or draw.times.which is None:
-            return mean_of_tokens(gap, present)
+            return mean_of_tokens(gap, counted)
         masked = draw.times.which.long() >= cleaner.shape[1]
-        return mean_of_tokens(gap, masked if present is None else masked & present)
+        return mean_of_tokens(gap, masked if counted is None else masked & counted)

@@ -32,6 +32,7 @@ from harness.runtime.precision import product
 from harness.runtime.random_streams import Streams
 from methods.common.alignment import check_layer, in_groups, layer_at, resolved_layer, taps_of
 from methods.common.dual_timesteps import DualConfig, draw_dual
+from methods.common.given_tokens import generated_only
 from methods.common.method import Method, Needs
 
 LARGEST_TIME, POINTS = 3.0, 17
@@ -41,6 +42,7 @@ LARGEST_TIME, POINTS = 3.0, 17
 class SigReg(Method):
     source = "secondary: notes on a hobby project; SIGReg from LeJEPA, arXiv 2511.08544"
     headline = "none published"
+    masks_given = True
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "mask_ratio": 0.0}
@@ -84,7 +86,8 @@ class SigReg(Method):
         return replace(draw, shared={"projections": directions})
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        z = prediction.hidden[resolved_layer(self.config.layer)].float().mean(dim=1)
+        hidden = generated_only(prediction.hidden[resolved_layer(self.config.layer)], self.setting.backbone)
+        z = hidden.float().mean(dim=1)
         return epps_pulley(product(in_groups(z, self.config.group), draw.shared["projections"].T)).mean()
 
 

@@ -50,6 +50,7 @@ class Sprint(Method):
     stacks_with = ("repa",)
     student_cost = (0.3, 1.1)
     guides = True
+    masks_given = True
 
     class Config(RoutedConfig):
         off: ClassVar[dict[str, Any]] = {"rate": 0.0, "path_drop": 0.0}

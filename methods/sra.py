@@ -37,8 +37,9 @@ from methods.common.alignment import (
     resolved_layer,
     taps_of,
 )
+from methods.common.given_tokens import counted_tokens
 from methods.common.method import Method, MethodConfig, Needs, Setting
-from methods.common.missing_parts import present_tokens, separated
+from methods.common.missing_parts import separated
 
 PUBLISHED_LAYERS = {"B": (3, 8), "L": (6, 16), "XL": (8, 20)}
 
@@ -48,6 +49,7 @@ class Sra(Method):
     headline = "SiT-B/2 FID 29.10 against 33.02 at 400k steps, SDE, no guidance (SRA, ablation)"
     times_apart = False
     parts_mixed = True
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
@@ -101,9 +103,9 @@ class Sra(Method):
         return Draw(draw.noise, draw.times, extra={"cleaner": cleaner})
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        config, present = self.config, present_tokens(batch, self.setting.backbone)
+        config, counted = self.config, counted_tokens(batch, self.setting.backbone)
         pair = self.pair(student, batch, draw, prediction)
-        return mean_distance(config.similarity, *pair, present, beta=config.beta)
+        return mean_distance(config.similarity, *pair, counted, beta=config.beta)
 
     def gap(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         """Return S before its mean, with the shape of `distance`."""

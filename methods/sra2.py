@@ -23,6 +23,7 @@ from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
+from methods.common.given_tokens import generated_only
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 2, "L": 8, "XL": 8}
@@ -33,6 +34,7 @@ class Sra2(Method):
     headline = "SiT-B/2 FID 28.9 at 400k steps (secondary note on SRA 2)"
     # The projector predicts patches of a single size.
     parts_apart = False
+    masks_given = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
@@ -75,4 +77,5 @@ class Sra2(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         projected = self.projector(prediction.hidden[resolved_layer(self.config.layer)])
         target = patchify(batch.x0, self.setting.backbone.parts[0].patch)
-        return distance(self.config.similarity, projected, target, beta=self.config.beta).mean()
+        pair = (generated_only(tokens, self.setting.backbone) for tokens in (projected, target))
+        return distance(self.config.similarity, *pair, beta=self.config.beta).mean()

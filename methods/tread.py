@@ -32,6 +32,7 @@ class Tread(Method):
     headline = "DiT-XL/2 guided FID 1.69 (reference notes on TREAD)"
     stacks_with = ("repa",)
     student_cost = (0.3, 1.0)
+    masks_given = True
 
     class Config(RoutedConfig):
         space: ClassVar[dict[str, Any]] = {"rate": {"low": 0.1, "high": 0.75}}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.assembly.condition import text_shape
+from harness.assembly.given import given_tokens
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.network import Backbone, BackboneConfig
@@ -65,12 +66,12 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
-    needs = spec.method.needs()
+    needs, given = spec.method.needs(), given_tokens(spec.data, config)
     extra = 0
     if needs.summary:
         extra = architecture(needs.encoders[0].name, pictured(dataset), config.grid).dim
     try:
-        return replace(config, extra=extra, outputs=needs.outputs, fused=needs.fused)
+        return replace(config, extra=extra, outputs=needs.outputs, fused=needs.fused, given=given)
     except ValueError as error:
         raise UserError(f"method.name = {spec.method.name}: {error}") from error
 

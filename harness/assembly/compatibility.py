@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.assembly.given import SUITS
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 
@@ -45,6 +46,15 @@ def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
         undeclared = "does not support samples that lack a part (it does not set Method.parts_mixed)"
         why = compares if spec.method.needs().group > 1 else undeclared
         return f"{spec.method.name} {why}; set data.parts.*.alone to 0"
+    if given := spec.data.given:
+        if modality not in SUITS[given]:
+            known = " or ".join(SUITS[given])
+            return f"data.given = {given} needs {known} data, and these are {modality}; leave it out"
+        if not method.masks_given:
+            return (
+                f"{spec.method.name} does not support given tokens (it does not set Method.masks_given); "
+                "choose another method"
+            )
     if spec.time.apart and modality != "joint":
         return (
             f"time.apart draws a time for each part, but these data ({modality}) have one part; leave it out"

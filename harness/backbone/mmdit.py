@@ -95,6 +95,10 @@ class MMDiT(Backbone):
         text, rows, attended = self._text(y)
         c_BKD = self.t_embedder(times.levels)
         c_text = F.silu(self._text_time(times, c_BKD, groups))
+        if self.given_tokens is not None:
+            # The text has the time of the sample, which given tokens do not lower.
+            times = self._with_given(times)
+            c_BKD = self.t_embedder(times.levels)
         c_BKD = F.silu(c_BKD)
         h, turns = self._tokens(x, extra)
         mask = attention_mask(attended, groups, (text.shape[1], h.shape[1]))

@@ -54,6 +54,9 @@ class BackboneConfig:
     (routing.py); () for none."""
     prediction: PredictionKind = "velocity"
     """The output of the final layers. From `x`, a clean sample, the velocity is computed (prediction.py)."""
+    given: tuple[int, ...] = ()
+    """Number of first tokens of each part that are given instead of generated; () for none. Their time is 0
+    and their velocity is 0, whatever the sample's times are."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
@@ -70,6 +73,19 @@ class BackboneConfig:
             raise ValueError("a network with an extra token has no fusion of blocks")
         if self.fused and not 1 <= self.fused[0] <= self.fused[-1] <= self.size.depth:
             raise ValueError(f"blocks {self.fused} cannot be fused; give a first and a last one, in order")
+        if self.given:
+            self._check_given()
+
+    def _check_given(self) -> None:
+        """Raise ValueError unless every part has its given tokens, and some token is generated."""
+        if self.extra:
+            raise ValueError("a network with an extra token has one time for all tokens, so none is given")
+        tokens = [part.tokens for part in self.parts]
+        fits = len(self.given) == len(tokens) and all(map(int.__le__, self.given, tokens))
+        if not fits or sum(self.given) == sum(tokens):
+            raise ValueError(
+                f"given = {self.given}: the parts have {tokens} tokens, of which at least one is generated"
+            )
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -119,6 +135,25 @@ class BackboneConfig:
         ]
         return torch.cat(expanded, dim=1)
 
+    @property
+    def given_tokens(self) -> Tensor | None:
+        """The mask of given tokens, (T,) bool; None without any."""
+        return self._given_tokens
+
+    @cached_property
+    def _given_tokens(self) -> Tensor | None:
+        if not any(self.given):
+            return None
+        each = zip(self.given, self.parts, strict=True)
+        return torch.cat([torch.arange(part.tokens, device="cpu") < given for given, part in each])
+
+    @cached_property
+    def generated_values(self) -> Tensor | None:
+        """The mask of generated values, bool of shape `x_shape`; None if no token is given."""
+        if self.given_tokens is None:
+            return None
+        return self.spread(~self.given_tokens[None])[0].expand(self.x_shape)
+
     def blank_condition(self, size: int) -> Condition:
         """Return a condition for `size` samples with the shapes that training has, for counting costs."""
         raise NotImplementedError(f"{type(self).__name__} has no condition")
@@ -154,10 +189,14 @@ class Backbone(nn.Module):
     blocks: nn.ModuleList
     pos_embed: Tensor
     rotation: Tensor
+    given_tokens: Tensor | None
+    generated_values: Tensor | None
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("given_tokens", config.given_tokens, persistent=False)
+        self.register_buffer("generated_values", config.generated_values, persistent=False)
 
     def forward(
         self,
@@ -179,6 +218,8 @@ class Backbone(nn.Module):
         returned. `outputs` lists those of `config.outputs` whose velocity is predicted too. `stop_after` ends
         the pass after that layer. With `groups` (B, T), tokens attend only within their group. `extra` (B, E)
         is the extra token, which has the sample's single level and no position; None leaves it out.
+
+        Given tokens (`config.given`) have time 0 and velocity 0; x has their clean values.
 
         With `route`, some tokens skip some blocks. In the output of a block that they skip, they have the
         values with which they entered the route. Queries and keys of such a block are those of the other
@@ -246,15 +287,20 @@ class Backbone(nn.Module):
         return self._as_velocity(self._assembled(out), x, times)
 
     def _as_velocity(self, output: Tensor, x: Tensor, times: Times) -> Tensor:
-        if self.config.prediction == "velocity":
-            return output
-        return velocity_of_clean(output, x, times, self.config)
+        """Return the velocity of x from the output of a final layer; that of given values is 0."""
+        if self.config.prediction == "x":
+            output = velocity_of_clean(output, x, times, self.config)
+        return output if self.generated_values is None else torch.where(self.generated_values, output, 0)
 
     def _passage(self, full: Surroundings, route: Route | None, ahead: int = 0) -> Passage:
         """Return the way of the tokens through the blocks, see `Passage`."""
         fused = self.config.fused
         fusion = cast(Fusion, self.fusions[str(fused[1])]) if fused else None
         return Passage(full, route, fusion, fused, ahead)
+
+    def _with_given(self, times: Times) -> Times:
+        """Return times in which given tokens have time 0."""
+        return times if self.given_tokens is None else times.with_given(self.given_tokens)
 
     # Any: the arguments and the outputs of a block.
     def _run_block(self, block: nn.Module, *args: Any) -> Any:

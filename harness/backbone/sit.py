@@ -70,6 +70,7 @@ class SiT(Backbone):
                 f"a SiT is conditioned on labels, int64 (B,), but got {type(y).__name__}; text needs "
                 'backbone.kind = "mmdit"'
             )
+        times = self._with_given(times)
         c_BKD = self.t_embedder(times.levels) + self.y_embedder(y)[:, None]
         c_BKD = F.silu(c_BKD)
         mask = None if groups is None else (groups[:, None, :, None] == groups[:, None, None, :])

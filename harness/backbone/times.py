@@ -54,6 +54,17 @@ class Times:
             return Times(self.levels, self.which.gather(1, rows))
         return self if self.levels.shape[1] == 1 else Times(self.levels.gather(1, rows))
 
+    def with_given(self, given: Tensor) -> Times:
+        """Return times in which given tokens have time 0; given: (T,) bool."""
+        if self.which is None and self.levels.shape[1] > 1:
+            return Times(self.levels.masked_fill(given, 0.0))
+        clean = self.levels.new_zeros(len(self.levels), 1)
+        if self.which is None:
+            which = given.expand(len(self.levels), -1)
+        else:
+            which = torch.where(given, self.levels.shape[1], self.which.long())
+        return Times(torch.cat([self.levels, clean], dim=1), which)
+
     def shares(self, counted: Tensor | None = None) -> Tensor:
         """Return the share of a sample's tokens that have each level, (B, K) float32.
 

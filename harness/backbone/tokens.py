@@ -25,6 +25,11 @@ from torch import Tensor
 class Layout(Protocol):
     """The assignment of a sample's values to tokens, by one `Part` or by a `BackboneConfig` with several."""
 
+    @property
+    def given_tokens(self) -> Tensor | None:
+        """The mask of tokens that are given instead of generated, (T,) bool; None without any."""
+        ...
+
     def spread(self, values_BT: Tensor) -> Tensor:
         """Return values per token, (B, T) or (B, 1), expanded to broadcast against samples (B, ...)."""
         ...
@@ -59,6 +64,11 @@ class Part:
     @property
     def kind(self) -> str:
         return kind_of(self.shape)
+
+    @property
+    def given_tokens(self) -> None:
+        """No token of a part is given; `BackboneConfig.given` gives some of them."""
+        return None
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -99,6 +99,9 @@ class DataSpec(Section, HasParts):
     with a text encoder sets `usual` by itself."""
     frames: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
     """Frames of a video, or log-mel frames of a recording; None for the data set's default."""
+    given: Literal["", "first_frame", "top_half"] = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Tokens that are given instead of generated: the first frame of a video, or the upper half of an image.
+    Evaluations take them from held-out samples."""
     classes: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
     """Number of classes of latents, for a plan made without the data."""
     posterior: Literal["sample", "mean"] = Field(default="sample", json_schema_extra=HASHED_IF_SET)

@@ -10,13 +10,22 @@ from torch import Tensor
 
 from harness.backbone.condition import Condition, Text
 from harness.config.spec import EvalSpec
-from harness.flow.sampling import sample_labels
+from harness.data.dataset import Capabilities, Dataset, label_of
+from harness.data.open import from_pixels, images
+from harness.errors import UserError
+from harness.flow.sampling import Given, sample_labels
 from harness.runtime.random_streams import Streams
 from harness.text.captions import CaptionConditions, RunCaptions
 
 
 class Conditions(Protocol):
     """The conditions of samples, which depend on their index alone."""
+
+    @property
+    def given(self) -> Given | None:
+        """Function from indices (B,) to the clean samples whose given tokens the samples have; None for a
+        network without given tokens."""
+        ...
 
     @property
     def null(self) -> int | Text:
@@ -54,6 +63,7 @@ class LabelConditions:
     """Labels as `eval.labels` chooses them, of all classes or of some."""
 
     encoder_sha256 = ""
+    given: Given | None = None
 
     def __init__(self, spec: EvalSpec, classes: int, only: tuple[int, ...] = ()) -> None:
         self.spec, self.null, self.only = spec, classes, only
@@ -78,14 +88,78 @@ class LabelConditions:
         return {}
 
 
+class SampleLabels(LabelConditions):
+    """The labels of held-out samples whose given tokens the samples of an evaluation have.
+
+    `eval.labels = "balanced"` uses all of them equally often, `random` draws them. Without held-out samples,
+    those of the training split are used. `only` restricts them to some classes.
+    """
+
+    def __init__(
+        self,
+        spec: EvalSpec,
+        dataset: Dataset,
+        held_out: np.ndarray | None,
+        train: np.ndarray,
+        only: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(spec, dataset.classes, only)
+        self.dataset = dataset
+        self.given = given_samples(self, dataset, spec.seed)
+        places = train if held_out is None or not len(held_out) else held_out
+        self.side = "training" if places is train else "held out"
+        self._places = np.array([i for i in places if not only or label_of(dataset, int(i)) in only])
+        if not len(self._places):
+            raise UserError(
+                f"no {self.side} sample has the classes {', '.join(map(str, only))}, so none can give "
+                "tokens; choose others"
+            )
+
+    def labels(self, index: np.ndarray) -> Tensor:
+        return torch.tensor([label_of(self.dataset, int(place)) for place in self.places(index)])
+
+    def places(self, index: np.ndarray) -> np.ndarray:
+        count = len(self._places)
+        if self.spec.labels == "balanced":
+            return self._places[index % count]
+        return self._places[Streams(self.spec.seed).integers("eval_given", index, count).numpy()]
+
+    # Any: JSON.
+    def about(self) -> dict[str, Any]:
+        return {"given": {"side": self.side, "samples": len(self._places)}}
+
+
+def given_samples(conditions: Conditions, dataset: Dataset, seed: int) -> Given:
+    """Return the function from indices of samples to the clean samples whose given tokens they have."""
+    return lambda index: clean_samples(dataset, conditions.places(index), seed)
+
+
+def clean_samples(dataset: Dataset, place: np.ndarray, seed: int) -> Tensor:
+    """Return samples at data set indices (B,) as a network is trained on them, float32 (B, ...)."""
+    latent = Capabilities(dataset).latent
+    if latent is None:
+        return from_pixels(images(dataset, place)[0])
+    noise = Streams(seed).normal("held_out_posterior", place, dataset.shape)
+    return latent.draws(place, None, noise)
+
+
 def conditions_of(
     spec: EvalSpec,
     classes: int,
     captions: RunCaptions | None,
     held_out: np.ndarray | None,
     train: np.ndarray,
+    giving: Dataset | None = None,
 ) -> Conditions:
-    """Return the conditions of an evaluation: captions if the run has them, else labels."""
+    """Return the conditions of an evaluation: captions if the run has them, else labels.
+
+    `giving` is the data set of a run with given tokens, whose labels are those of its samples.
+    """
     if captions is None:
-        return LabelConditions(spec, classes)
-    return CaptionConditions(captions, spec, held_out, train)
+        if giving is None:
+            return LabelConditions(spec, classes)
+        return SampleLabels(spec, giving, held_out, train)
+    conditions = CaptionConditions(captions, spec, held_out, train)
+    if giving is not None:
+        conditions.given = given_samples(conditions, giving, spec.seed)
+    return conditions

@@ -136,19 +136,22 @@ class Evaluator:
         check: Callable[[Mapping[str, str]], None] = lambda _: None,
         captions: RunCaptions | None = None,
         rule: Rule = plain,
+        giving: bool = False,
     ) -> None:
         """Open the networks and prepare the real side.
 
         `captions` are those of the data set, for a run that is conditioned on them. `note` is called with
         what takes long. `check` is called with the sha256 of each network, and may raise, before real samples
-        are read. `rule` is the method's velocity at sampling.
+        are read. `rule` is the method's velocity at sampling. `giving` is true for a network with given
+        tokens, which are those of held-out samples.
         """
         self.device, self.rule = device, rule
         self.spec, *self.further = spec.by_guidance
         spec = self.spec
         self.world = world or World(0, 1, device)
         self.shape = x_shape(dataset)
-        self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train)
+        giver = dataset if giving else None
+        self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train, giver)
         self.decode, codec, self.undecoded = decoder_of(dataset, device)
         check_undecoded(spec.metrics, self.undecoded, "spec")
         unseen = np.empty(0, dtype=np.int64) if held_out is None else held_out
@@ -389,6 +392,7 @@ class Evaluator:
             conditions.condition(index),
             self.decode,
             self.rule,
+            conditions.given,
         )
 
     def _compare(self, passes: dict[str, FeaturePass]) -> tuple[dict[str, Value], dict[str, str]]:

@@ -34,8 +34,8 @@ from harness.backbone.condition import Condition
 from harness.backbone.times import Times
 from harness.backbone.tokens import kind_of, split_parts
 from harness.config.spec import EvalSpec
-from harness.data.dataset import Capabilities, Dataset, pictured, shapes_of, x_shape
-from harness.data.open import from_pixels, images
+from harness.data.dataset import Capabilities, Dataset, label_of, pictured, shapes_of, x_shape
+from harness.evaluation.conditions import clean_samples
 from harness.evaluation.metric_table import HELD_OUT_LOSS
 from harness.flow.path import velocity_target
 from harness.flow.samplers import Rule, plain
@@ -104,7 +104,16 @@ class HeldOutLoss:
         losses_NKP = torch.cat(rows).numpy()
         if not np.isfinite(losses_NKP).all():
             raise MetricError("the loss is not finite")
-        return named_values(losses_NKP, [kind_of(shape) for shape in self.shapes], self.groups)
+        return named_values(losses_NKP, self._kinds(model), self.groups)
+
+    def _kinds(self, model: nn.Module) -> list[str]:
+        """Return the kinds of the parts that have a loss: those with generated values."""
+        generated = getattr(getattr(model, "config", None), "generated_values", None)
+        kinds = [kind_of(shape) for shape in self.shapes]
+        if generated is None:
+            return kinds
+        masks = split_parts(generated[None], self.shapes)
+        return [kind for kind, mask in zip(kinds, masks, strict=True) if mask.any()]
 
     @torch.no_grad()
     def _losses(self, model: nn.Module, place: np.ndarray) -> Tensor:
@@ -114,28 +123,36 @@ class HeldOutLoss:
         x0, y = x0.to(device), y.to(device)
         noise = Streams(self.spec.seed).normal("held_out_noise", place, x_shape(self.dataset)).to(device)
         target, at_times = velocity_target(x0, noise), []
+        config = getattr(model, "config", None)
+        generated = getattr(config, "generated_values", None)
+        generated = None if generated is None else generated.to(device)
         for t in TIMES:
             level = Times.per_sample(torch.full((len(place),), t, device=device))
+            x = (1 - t) * x0 + t * noise
+            x = x if generated is None else torch.where(generated, x, x0)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                velocity = self.rule(model, (1 - t) * x0 + t * noise, level, y)
-            squares = split_parts((velocity.float() - target).square(), self.shapes)
-            at_times.append(torch.stack([part.flatten(1).double().mean(dim=1) for part in squares], dim=1))
+                velocity = self.rule(model, x, level, y)
+            at_times.append(self._of_parts((velocity.float() - target).square(), generated))
         return torch.stack(at_times, dim=1)
+
+    def _of_parts(self, squares: Tensor, generated: Tensor | None) -> Tensor:
+        """Return the mean square over the generated values of each part with any, float64 (B, P)."""
+        parts = [part.flatten(1).double() for part in split_parts(squares, self.shapes)]
+        if generated is None:
+            return torch.stack([part.mean(dim=1) for part in parts], dim=1)
+        masks = [mask.flatten() for mask in split_parts(generated[None], self.shapes)]
+        kept = [part[:, mask].mean(dim=1) for part, mask in zip(parts, masks, strict=True) if mask.any()]
+        return torch.stack(kept, dim=1)
 
     def _inputs(self, place: np.ndarray) -> tuple[Tensor, Condition]:
         """Return the samples as the network is trained on them, float32 (B, ...), and their conditions.
 
         A condition is the first caption of a sample, or its label.
         """
-        latent = Capabilities(self.dataset).latent
-        if latent is None:
-            pixels, labels = images(self.dataset, place)
-            x0 = from_pixels(pixels)
-        else:
-            labels = [latent.label(int(index)) for index in place]
-            noise = Streams(self.spec.seed).normal("held_out_posterior", place, self.dataset.shape)
-            x0 = latent.draws(place, None, noise)
-        return x0, torch.as_tensor(labels) if self.captions is None else self.captions.first(place)
+        x0 = clean_samples(self.dataset, place, self.spec.seed)
+        if self.captions is not None:
+            return x0, self.captions.first(place)
+        return x0, torch.tensor([label_of(self.dataset, int(index)) for index in place])
 
 
 def by_length(texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -126,7 +126,16 @@ def _draw(
             index = np.arange(part.start, part.stop)
             y = conditions.condition(index)
             drawn = draw_batch(
-                model, job.spec, job.drawn, conditions.null, world.device, index, y, decode, rule
+                model,
+                job.spec,
+                job.drawn,
+                conditions.null,
+                world.device,
+                index,
+                y,
+                decode,
+                rule,
+                conditions.given,
             )
             _store(folder, part, drawn)
             advance(len(part))

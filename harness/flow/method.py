@@ -65,6 +65,9 @@ class TrainingMethod(nn.Module):
     parts_mixed: ClassVar[bool] = False
     """Support for samples that lack a part (`data.video_alone`). A second term must leave out the tokens of
     missing parts (methods/common/missing_parts.py)."""
+    masks_given: ClassVar[bool] = False
+    """Support for given tokens (`data.given`). A second term must leave them out of its means
+    (methods/common/given_tokens.py)."""
     student_cost: ClassVar[tuple[float, float]] = (1.0, 1.1)
     """Least and most FLOPs of student and loss, relative to a plain step with the same number of times. The
     weights of the method itself are not part of them. The conformance tests compare them with a count."""

@@ -23,6 +23,8 @@ from harness.flow.samplers import SAMPLERS, Interval, Network, Rule, plain, velo
 from harness.runtime.random_streams import Streams
 
 Decode = Callable[[Tensor], Tensor]
+Given = Callable[[np.ndarray], Tensor]
+"""Function from indices of samples (B,) to clean samples, float32 (B, ...), whose given tokens they have."""
 NOT_FINITE = "the network draws samples that are not finite"
 
 
@@ -36,14 +38,15 @@ def draw_batch(
     y: Condition,
     decode: Decode | None = None,
     rule: Rule = plain,
+    given: Given | None = None,
 ) -> Tensor:
     """Return the samples with indices (B,) and conditions y, uint8 (B, C, H, W) on the CPU.
 
     `null` is the condition of guidance without one: the null label, or the empty caption. `rule` is the
-    method's velocity at sampling (`TrainingMethod.velocity`). Raises `UserError`
-    if the samples are not finite.
+    method's velocity at sampling (`TrainingMethod.velocity`), and `given` returns the samples whose given
+    tokens these have. Raises `UserError` if the samples are not finite.
     """
-    return draw_pixels(model, spec, shape, null, device, index, y, decode, rule).cpu()
+    return draw_pixels(model, spec, shape, null, device, index, y, decode, rule, given).cpu()
 
 
 @torch.no_grad()
@@ -57,10 +60,12 @@ def draw(
     y: Condition,
     decode: Decode | None = None,
     rule: Rule = plain,
+    given: Given | None = None,
 ) -> Tensor:
     """Return samples in [-1, 1], float32 on the device, whose values may be beyond it or not finite.
 
-    `decode` turns a network's latents (B, c, h, w) into images.
+    `decode` turns a network's latents (B, c, h, w) into images. `given` is needed by a network with given
+    tokens, which are in the samples unchanged.
     """
     streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
     field = jointly(model, shape) if extra else model
@@ -75,11 +80,32 @@ def draw(
         own=Interval(spec.method_guidance, spec.method_guidance_low, spec.method_guidance_high),
     )
     z = _normal(streams, "eval_noise", index, shape, extra).to(device)
+    keep = kept_given(model, given, index, device)
+    if keep is not None:
+        free = v
+        v = lambda x, t: free(keep(x), t)  # noqa: E731
     noise = lambda i, x: _normal(streams, f"sde_noise/{i}", index, shape, extra).to(x)  # noqa: E731
     with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
         x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
     x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x
+    x = x if keep is None else keep(x)
     return (x if decode is None else decode(x.float())).float()
+
+
+def kept_given(
+    model: nn.Module, given: Given | None, index: np.ndarray, device: torch.device
+) -> Callable[[Tensor], Tensor] | None:
+    """Return a function that puts the given values into samples; None for a network without given tokens.
+
+    Raises ValueError if such a network gets no given samples.
+    """
+    generated = getattr(getattr(model, "config", None), "generated_values", None)
+    if generated is None:
+        return None
+    if given is None:
+        raise ValueError("this network has given tokens: pass the samples that they are taken from")
+    generated, clean = generated.to(device), given(index).to(device)
+    return lambda x: torch.where(generated, x, clean.to(x.dtype))
 
 
 def draw_pixels(
@@ -92,9 +118,10 @@ def draw_pixels(
     y: Condition,
     decode: Decode | None = None,
     rule: Rule = plain,
+    given: Given | None = None,
 ) -> Tensor:
     """Return samples as uint8 on the device. Raises `UserError` if they are not finite."""
-    x = draw(model, spec, shape, null, device, index, y, decode, rule)
+    x = draw(model, spec, shape, null, device, index, y, decode, rule, given)
     if not bool(are_finite(x).all()):
         raise UserError(f"{NOT_FINITE}; choose the weights of an earlier step with --step")
     return as_pixels(x)

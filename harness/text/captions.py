@@ -21,6 +21,7 @@ from harness.config.spec import EvalSpec, RunSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.disk.captions import check_encodable
 from harness.errors import UserError
+from harness.flow.sampling import Given
 from harness.runtime.random_streams import Streams
 from harness.text.base import TextEncoder, open_text_encoder
 from harness.text.cache import add_captions, open_store
@@ -168,6 +169,8 @@ class CaptionConditions:
     a caption, those of the training split are used. The label of a condition is that of its sample.
     """
 
+    given: Given | None = None
+
     def __init__(
         self, captions: RunCaptions, spec: EvalSpec, held_out: np.ndarray | None, train: np.ndarray
     ) -> None:
@@ -210,6 +213,8 @@ class CaptionConditions:
 
 class PromptConditions:
     """The conditions of samples that are drawn from given prompts: sample i has prompt i mod n."""
+
+    given: Given | None = None
 
     def __init__(self, encoder: TextEncoder, prompts: Sequence[str]) -> None:
         for prompt in prompts:

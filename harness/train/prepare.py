@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.assembly.build import backbone_config
+from harness.assembly.given import gives_tokens
 from harness.config.spec import RunSpec
 from harness.data.dataset import pictured
 from harness.data.open import open_dataset, split
@@ -41,4 +42,5 @@ def prepare_real_samples(spec: RunSpec, note: Callable[[str], None]) -> None:
             world,
             note=note,
             captions=captions,
+            giving=gives_tokens(spec.data, dataset.modality),
         )

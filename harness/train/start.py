@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.assembly.build import sampling_rule
+from harness.assembly.given import gives_tokens
 from harness.config.encoder_fields import encoder_weights_field
 from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
@@ -151,6 +152,7 @@ def open_evaluator(
         note=note,
         check=lambda found: check_same_weights(begun, network_weights(found), note),
         captions=captions,
+        giving=gives_tokens(spec.data, dataset.modality),
         rule=sampling_rule(spec, dataset),
     )
     if evaluator.undecoded:

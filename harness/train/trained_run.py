@@ -57,6 +57,7 @@ class Drawing(NamedTuple):
                 conditions.condition(index),
                 self.decode,
                 self.rule,
+                conditions.given,
             )
 
 
@@ -144,22 +145,32 @@ def _conditions(
     device: torch.device,
 ) -> Conditions:
     """Return the conditions of samples of given classes, of given prompts, or as in an evaluation."""
+    from harness.assembly.given import gives_tokens
     from harness.data.open import split
-    from harness.evaluation.conditions import LabelConditions, conditions_of
+    from harness.evaluation.conditions import LabelConditions, SampleLabels, conditions_of
     from harness.text.base import open_text_encoder
     from harness.text.captions import PromptConditions, open_captions
 
     if not spec.text.encoder:
         if prompts:
             raise UserError("this run is conditioned on class labels, not on text; give --classes instead")
-        return LabelConditions(drawn, dataset.classes, classes)
+        if not gives_tokens(spec.data, dataset.modality):
+            return LabelConditions(drawn, dataset.classes, classes)
+        sides = split(dataset, spec.data.held_out)
+        return SampleLabels(drawn, dataset, sides.held_out, sides.train, classes)
     if classes:
         raise UserError("this run is conditioned on text, not on class labels; give --prompt instead")
+    giving = dataset if gives_tokens(spec.data, dataset.modality) else None
+    if prompts and giving is not None:
+        raise UserError(
+            "samples of this run have given tokens, which are those of held-out samples with their captions; "
+            "leave out --prompt"
+        )
     if prompts:
         encoder = open_text_encoder(spec.text, dataset, held_out=spec.data.held_out, device=device)
         return PromptConditions(encoder, prompts)
     sides, captions = split(dataset, spec.data.held_out), open_captions(spec, dataset, device)
-    return conditions_of(drawn, dataset.classes, captions, sides.held_out, sides.train)
+    return conditions_of(drawn, dataset.classes, captions, sides.held_out, sides.train, giving)
 
 
 def dataset_to_draw(path: Path, spec: RunSpec) -> Dataset:
@@ -189,6 +200,7 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is not
     changed."""
     from harness.assembly.build import sampling_rule
+    from harness.assembly.given import gives_tokens
     from harness.data.open import split
     from harness.evaluation.evaluator import Evaluator
     from harness.evaluation.metric_table import HELD_OUT_LOSS
@@ -203,7 +215,17 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     unread = captions is None and HELD_OUT_LOSS not in spec.eval.metrics
     held_out = None if unread else sides.held_out
     rule = sampling_rule(spec, dataset)
-    evaluator = Evaluator(spec.eval, dataset, sides.train, device, held_out, captions=captions, rule=rule)
+    giving = gives_tokens(spec.data, dataset.modality)
+    evaluator = Evaluator(
+        spec.eval,
+        dataset,
+        sides.train,
+        device,
+        sides.held_out if giving else held_out,
+        captions=captions,
+        rule=rule,
+        giving=giving,
+    )
     result = evaluator(model)
     # The result is None only on ranks other than 0, and this is a single process.
     assert result is not None

@@ -23,6 +23,7 @@ from methods.common.alignment import (
     resolved_layer,
     taps_of,
 )
+from methods.common.given_tokens import generated_only
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8, "T2I": 8}
@@ -75,6 +76,8 @@ class ProjectedConfig(EncodedConfig):
 class Encoded(Method):
     """Alignment of one layer with frozen encoders: the mean of `compare`, each with its own projector."""
 
+    masks_given = True
+
     def __init__(self, config: EncodedConfig, setting: Setting) -> None:
         super().__init__(config, setting)
         if config.coefficient:
@@ -91,8 +94,12 @@ class Encoded(Method):
         if draw.route is not None and draw.route.covers(layer):
             # Tokens that skip the layer have no output of it to align, as in SPRINT's release.
             hidden, targets = draw.route.taken(hidden), [draw.route.taken(tokens) for tokens in targets]
-        pairs = zip(self.projectors, targets, strict=True)
-        return torch.stack([self.compare(projector(hidden), target) for projector, target in pairs]).mean()
+        backbone = self.setting.backbone
+        pairs = [
+            (generated_only(projector(hidden), backbone), generated_only(target, backbone))
+            for projector, target in zip(self.projectors, targets, strict=True)
+        ]
+        return torch.stack([self.compare(*pair) for pair in pairs]).mean()
 
     def compare(self, projected: Tensor, target: Tensor) -> Tensor:
         """Return the distance of projected tokens from an encoder's, both (B, T, dim), as a scalar."""

@@ -16,6 +16,7 @@ from harness.flow.path import as_target, interpolate, part_times, times_of_parts
 from harness.flow.student import Student
 from harness.flow.weighting import Weights
 from harness.runtime.random_streams import Streams
+from methods.common.given_tokens import mean_of_generated
 from methods.common.missing_parts import separated, weights_of_samples
 
 __all__ = [
@@ -98,8 +99,8 @@ def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> T
 
     It is computed in float32. The target of x-prediction is smaller near time 0, as its velocity is
     (harness/backbone/prediction.py). For several parts it is their weighted sum (Self-Flow section 4.4), for
-    each sample over the parts that it has (missing_parts.py). `flow.weighting` gives it a weight at each time
-    (harness/flow/weighting.py).
+    each sample over the parts that it has (missing_parts.py). Given values are left out (given_tokens.py).
+    `flow.weighting` gives it a weight at each time (harness/flow/weighting.py).
     """
     target = as_target(velocity_target(batch.x0, draw.noise), draw.times, setting.backbone)
     return velocity_error(velocity, target, batch, setting, setting.weights_at(draw.times))
@@ -113,8 +114,9 @@ def velocity_error(
     `weights` are those of times; None for none.
     """
     velocity = velocity.float()
-    if weights is not None:
-        return _mean_over_parts(weights.of((velocity - target).square()), batch, setting)
+    if weights is not None or setting.backbone.given_tokens is not None:
+        errors = (velocity - target).square()
+        return _mean_over_parts(errors if weights is None else weights.of(errors), batch, setting)
     if not setting.weights:
         return F.mse_loss(velocity, target)
     pairs = list(zip(*map(setting.backbone.split_parts, (velocity, target)), strict=True))
@@ -129,6 +131,8 @@ def velocity_error(
 
 def _mean_over_parts(errors: Tensor, batch: Batch, setting: Setting) -> Tensor:
     """Return the mean of errors (B, *x_shape) with the weights of L_gen over parts."""
+    if setting.backbone.given_tokens is not None:
+        return mean_of_generated(errors, batch, setting.backbone, setting.weights)
     if not setting.weights:
         return errors.mean()
     means_BP = torch.stack([e.flatten(1).mean(dim=1) for e in setting.backbone.split_parts(errors)], dim=1)

@@ -211,6 +211,8 @@ def stack_of(name: str) -> type[Stack]:
         "parts_apart": all(cls.parts_apart for cls in each),
         "times_apart": all(cls.times_apart for cls in each),
         "parts_mixed": all(cls.parts_mixed for cls in each),
+        # In a route, samples have different numbers of generated tokens to align.
+        "masks_given": all(cls.masks_given for cls in each) and "tread" not in names,
         "guides": any(cls.guides for cls in each),
         "student_cost": (math.prod(least), math.prod(most)),
     }

@@ -15,7 +15,7 @@ from harness.backbone.times import Times
 from harness.config import registry
 from harness.flow.batch import Batch, Draw
 from harness.flow.gradients import describe, separate_gradients
-from harness.flow.method import Losses, TrainingMethod
+from harness.flow.method import Losses, Setting, TrainingMethod
 from harness.flow.student import Student
 from methods.flow import Flow
 from methods.repa import Repa
@@ -30,7 +30,7 @@ class Linear(TrainingMethod):
     Config = Flow.Config
 
     def __init__(self, c: float, u: Tensor, z: Tensor) -> None:
-        super().__init__(self.Config(), None)
+        super().__init__(self.Config(), Setting(CONFIG))
         self.c, self.u, self.z = c, u, z
         self.register_buffer("passes", torch.zeros(()))
 

@@ -36,7 +36,7 @@ ORDER = {
         {"harness.evaluation.samples", "harness.assembly"},
         {"harness.costs"},
         {"harness.train"},
-        {"harness.exchange"},
+        {"harness.exchange", "harness.policy"},
         {"harness.probing"},
         {"harness.cli"},
     ],

@@ -1,0 +1,41 @@
+"""The given tokens of a spec: which tokens of a sample are not generated, and the data that can have them."""
+
+from __future__ import annotations
+
+import math
+
+from harness.backbone.network import BackboneConfig
+from harness.config.spec import DataSpec
+from harness.errors import UserError
+
+SUITS = {"first_frame": ("video", "joint"), "top_half": ("image",)}
+"""Value of `data.given` -> modalities that it suits."""
+
+
+def gives_tokens(spec: DataSpec, modality: str) -> bool:
+    """Return whether some tokens of the samples of a run are given."""
+    return bool(spec.given)
+
+
+def given_tokens(spec: DataSpec, config: BackboneConfig) -> tuple[int, ...]:
+    """Return the number of first tokens of each part that are given; () for none.
+
+    Raises `UserError` if a token would be given and generated in part.
+    """
+    if not spec.given:
+        return ()
+    first, *others = config.parts
+    rows = first.grid[0]
+    if spec.given == "first_frame" and (first.patch[0] > 1 or rows == 1):
+        problem = (
+            f"a token has {first.patch[0]} frames; set backbone.patch_time to 1"
+            if first.patch[0] > 1
+            else "a clip has one frame, so nothing is left to generate; raise data.frames"
+        )
+        raise UserError(f"data.given = first_frame: {problem}")
+    if spec.given == "top_half" and rows % 2:
+        raise UserError(
+            f"data.given = top_half: the {rows} rows of tokens have no half; choose another backbone.patch"
+        )
+    each_row = math.prod(first.grid[1:])
+    return (each_row * (1 if spec.given == "first_frame" else rows // 2), *(0 for _ in others))

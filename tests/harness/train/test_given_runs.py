@@ -1,0 +1,113 @@
+"""Runs whose samples have given tokens: the first frame of a video, or the upper half of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harness.assembly.build import backbone_config
+from harness.assembly.given import given_tokens
+from harness.assembly.resolve import load_spec
+from harness.backbone.initialize import initialize
+from harness.backbone.kinds import network_of
+from harness.backbone.sit import SiTConfig
+from harness.backbone.sizes import Size
+from harness.config.spec import DataSpec
+from harness.data.open import from_pixels, images, open_dataset, split
+from harness.errors import UserError
+from harness.evaluation.held_out_loss import HeldOutLoss
+from harness.records.record import Record
+from harness.runtime.distributed import World
+from harness.runtime.random_streams import Streams
+from harness.train.trained_run import drawing_of_run
+from tests.support.runs import TINY, trained
+
+EVALUATED = (
+    *TINY, "backbone.patch=4", "train.steps=3", "eval.every=3", 'eval.metrics=["loss:held_out"]',
+    "eval.samples=4", "eval.labels=balanced", "eval.grid=4",
+)  # fmt: skip
+SPECS = {
+    "digits": ("data.given=top_half",),
+    "moving-digits": ("data.frames=3", "data.given=first_frame", "backbone.patch_time=1"),
+}
+GIVEN = {"digits": np.s_[:, :, :4], "moving-digits": np.s_[:, :, :1]}
+GENERATED = {"digits": np.s_[:, :, 4:], "moving-digits": np.s_[:, :, 1:]}
+
+
+@pytest.fixture(scope="module", params=["digits", pytest.param("moving-digits", marks=pytest.mark.slow)])
+def preset(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(preset: str, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return trained(load_spec(preset, (*EVALUATED, *SPECS[preset])), tmp_path_factory.mktemp("given"))
+
+
+def test_samples_have_the_given_tokens_of_held_out_samples(run: Record, preset: str) -> None:
+    spec = load_spec(str(run.path))
+    drawing = drawing_of_run(run.path, spec, None, 4, (), torch.device("cpu"))
+    drawn = torch.cat(list(drawing.batches())).numpy()
+    dataset = open_dataset(spec.data)
+    held_out = split(dataset, spec.data.held_out).held_out
+    expected, labels = images(dataset, held_out[:4])
+    assert np.array_equal(drawn[GIVEN[preset]], expected[GIVEN[preset]])
+    assert not np.array_equal(drawn[GENERATED[preset]], expected[GENERATED[preset]])
+    assert drawing.conditions.labels(np.arange(4)).tolist() == labels.tolist()
+
+
+def test_samples_of_a_class_have_given_tokens_of_that_class(run: Record) -> None:
+    drawing = drawing_of_run(run.path, load_spec(str(run.path)), None, 3, (7,), torch.device("cpu"))
+    assert drawing.conditions.labels(np.arange(3)).tolist() == [7, 7, 7]
+
+
+def test_held_out_loss_is_the_mean_over_generated_values(run: Record, preset: str) -> None:
+    """The official initial velocity is 0, so the loss at any time is the mean square of the target."""
+    spec = load_spec(str(run.path))
+    dataset = open_dataset(spec.data)
+    places = split(dataset, spec.data.held_out).held_out[:3]
+    config = backbone_config(spec, dataset)
+    net = network_of(config)
+    initialize(net, Streams(0))
+    loss = HeldOutLoss(spec.eval, dataset, places, None, World(0, 1, torch.device("cpu")))
+    noise = Streams(spec.eval.seed).normal("held_out_noise", places, config.shape)
+    target = noise - from_pixels(images(dataset, places)[0])
+    expected = target[GENERATED[preset]].square().mean().item()
+    assert loss(net)["loss:held_out"].mean == pytest.approx(expected, rel=1e-6)
+    sides = [about["protocol"]["given"]["side"] for about in run.protocols.values()]
+    assert sides == ["held out"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("data.given=first_frame",),
+            "first_frame needs video or joint data, and these are image",
+        ),
+        (("data.given=top_half", "method.name=reg"), "reg does not support given tokens"),
+        (
+            ("data.given=top_half", "method.name=attention_separation"),
+            "attention_separation does not",
+        ),
+        (("data.given=half",), "data.given"),
+    ],
+)
+def test_given_tokens_that_a_run_cannot_have_are_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_spec("digits", (*TINY, *overrides))
+
+
+def test_run_without_given_tokens_keeps_its_id() -> None:
+    assert load_spec("digits", TINY).id == load_spec("digits", (*TINY, "data.given=")).id
+    assert load_spec("digits", TINY).id != load_spec("digits", (*TINY, "data.given=top_half")).id
+
+
+@pytest.mark.parametrize(
+    ("frames", "patch_time", "message"), [(4, 2, "a token has 2 frames"), (1, 1, "a clip has one frame")]
+)
+def test_first_frame_without_its_own_tokens_is_refused(frames: int, patch_time: int, message: str) -> None:
+    config = SiTConfig(Size(1, 16, 1), 4, (1, frames, 8, 8), 3, patch_time=patch_time)
+    with pytest.raises(UserError, match=message):
+        given_tokens(DataSpec(given="first_frame"), config)
