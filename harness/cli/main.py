@@ -81,7 +81,7 @@ COMMANDS = {
     ),
     "list": (
         "harness.cli.catalogue:list_",
-        "List methods, (text) encoders, codecs, extractors, datasets, presets, studies, sizes, samplers.",
+        "List methods, (text) encoders, codecs, extractors, datasets, tasks, presets, studies, sizes.",
     ),
     "explain": (
         "harness.cli.explain:explain",

@@ -1,0 +1,1 @@
+"""Policies: networks that generate chunks of actions from the current observation of a robot."""
