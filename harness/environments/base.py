@@ -171,9 +171,10 @@ def _full(family: str, variant: str) -> str:
 
 
 def check_actions(actions: np.ndarray, task: Task) -> np.ndarray:
-    """Return actions float64 within the task's limits.
+    """Return actions float64 within the task's limits, rounded to float32, in which they are stored.
 
-    Raises `UserError` for actions of another width or without a number.
+    Checked actions are unchanged by another check. Raises `UserError` for actions of another width, and for
+    ones without a number.
     """
     if actions.shape[-1] != len(task.actions):
         raise UserError(
@@ -185,4 +186,6 @@ def check_actions(actions: np.ndarray, task: Task) -> np.ndarray:
             f"an action for task '{task.name}' is not a finite number; the weights or the demonstrations are "
             "damaged"
         )
-    return np.clip(actions.astype(np.float64), task.low, task.high)
+    low, high = np.float32(task.low), np.float32(task.high)
+    rounded = np.clip(actions.astype(np.float64), low, high).astype(np.float32)
+    return rounded.astype(np.float64)

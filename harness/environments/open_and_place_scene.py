@@ -29,7 +29,7 @@ class Scene:
     """Position of the gripper."""
     closed: np.ndarray
     held: np.ndarray
-    """What the gripper holds: 0 nothing, 1 the handle, 2 the block."""
+    """0 if the gripper holds nothing, 1 for the handle, 2 for the block."""
     cabinet: np.ndarray
     """x of the middle of cabinet, drawer and handle."""
     opening: np.ndarray
