@@ -75,6 +75,10 @@ COMMANDS = {
         "Evaluate again, with replicates, around the crossing of a target.",
     ),
     "sample": ("harness.cli.sample:sample", "Draw samples from a checkpoint of a run."),
+    "rollout": (
+        "harness.cli.rollout:rollout",
+        "Let a policy act in a task in closed loop; success with intervals.",
+    ),
     "probe": (
         "harness.cli.probe:probe",
         "Probe the layers of a checkpoint, and compare them with a frozen encoder.",

@@ -186,6 +186,6 @@ def check_actions(actions: np.ndarray, task: Task) -> np.ndarray:
             f"an action for task '{task.name}' is not a finite number; the weights or the demonstrations are "
             "damaged"
         )
-    low, high = np.float32(task.low), np.float32(task.high)
+    low, high = (np.array(ends, dtype=np.float32) for ends in (task.low, task.high))
     rounded = np.clip(actions.astype(np.float64), low, high).astype(np.float32)
     return rounded.astype(np.float64)

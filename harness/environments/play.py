@@ -85,7 +85,7 @@ def play(
         after(Moment(step, actions, rewards, active.copy(), succeeded))
         ended = active & (succeeded | (step + 1 == task.horizon))
         active &= ~ended
-        yield from (books.result(row) for row in np.flatnonzero(ended))
+        yield from (books.result(row) for row in np.flatnonzero(ended).tolist())
         if not active.any():
             return
 

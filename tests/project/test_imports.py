@@ -37,7 +37,7 @@ ORDER = {
         {"harness.costs"},
         {"harness.train"},
         {"harness.exchange", "harness.policy"},
-        {"harness.probing"},
+        {"harness.probing", "harness.rollouts"},
         {"harness.cli"},
     ],
     "methods": [{"methods.common"}, {"methods"}],
