@@ -120,9 +120,11 @@ def _run_acting(run: Path, task: Task, step: int | None, batch: int) -> Acting:
     if not run.is_dir():
         raise UserError(f"'{run}' is no run directory; give RUN, expert, random or replay:DEMOS")
     from harness.rollouts.rollout import policy_acting
-    from harness.train.trained_run import checkpoint_of_run
+    from harness.runtime.environment import prepare
+    from harness.train.trained_run import checkpoint_of_run, spec_of_run
     from metrics.files.hashing import file_sha256
 
+    prepare(spec_of_run(run, ()).runtime.threads)
     weights = checkpoint_of_run(run, step)
     name = f"{run.resolve().name}/{weights.stem}/{file_sha256(weights)[:16]}"
     return policy_acting(importlib.import_module(POLICY).load_policy(run, step), name, task, batch)
