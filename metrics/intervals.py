@@ -15,10 +15,16 @@ Z = 1.959963984540054
 
 def share(inside: np.ndarray, n: int) -> Value:
     """Return the share of true entries with Wilson's interval (Wilson 1927), which stays within [0, 1]."""
-    p, count = float(np.mean(inside)), len(inside)
-    centre = (p + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * math.sqrt(p * (1 - p) / count + Z**2 / (4 * count**2))
-    return Value(p, min(centre - half, p), max(centre + half, p), n)
+    p = float(np.mean(inside))
+    return Value(p, *wilson(p, len(inside)), n)
+
+
+def wilson(p: float, count: float, quantile: float = Z) -> tuple[float, float]:
+    """Return the ends of Wilson's interval of a share p among `count` independent entries."""
+    centre = (p + quantile**2 / (2 * count)) / (1 + quantile**2 / count)
+    spread = math.sqrt(p * (1 - p) / count + quantile**2 / (4 * count**2))
+    half = quantile / (1 + quantile**2 / count) * spread
+    return min(centre - half, p), max(centre + half, p)
 
 
 def around(mean: float, error: float, n: int, *, quantile: float = Z) -> Value:

@@ -129,8 +129,8 @@ def percent(fraction: float | None) -> str:
 def list_(what: str | None, as_json: bool) -> None:
     """List one kind of what is available, or everything.
 
-    The kinds are methods, encoders, text_encoders, codecs, extractors, metrics, datasets, presets, studies,
-    sizes and samplers.
+    The kinds are methods, encoders, text_encoders, codecs, extractors, metrics, datasets, tasks, presets,
+    studies, sizes and samplers.
     """
     kinds = {
         "methods": lambda: entries(counted=what is not None),
@@ -140,6 +140,7 @@ def list_(what: str | None, as_json: bool) -> None:
         "extractors": _extractors,
         "metrics": _metrics,
         "datasets": lambda: _described("dataset"),
+        "tasks": _tasks,
         "presets": lambda: _packaged("harness", "presets"),
         "studies": lambda: _packaged("sweeps", "studies"),
         "sizes": _sizes,
@@ -216,6 +217,12 @@ def _metrics() -> dict[str, str]:
     from harness.evaluation.metric_table import described
 
     return described()
+
+
+def _tasks() -> dict[str, str]:
+    from harness.environments.base import task_names
+
+    return task_names()
 
 
 def _samplers() -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""`flowrace data`: latents encoded or imported before training, and real samples measured before runs
-start."""
+"""`flowrace data`: latents encoded or imported before training, demonstrations recorded, and real samples
+measured before runs start."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from harness.cli.data_demos import demos
 from harness.cli.data_import import import_
 from harness.config.options import JSON_OPTION, set_option
 from harness.errors import UserError
@@ -37,6 +38,7 @@ def data() -> None:
 
 
 data.add_command(import_)
+data.add_command(demos)
 
 
 @data.command(epilog=ENCODE_EPILOG)

@@ -75,13 +75,17 @@ COMMANDS = {
         "Evaluate again, with replicates, around the crossing of a target.",
     ),
     "sample": ("harness.cli.sample:sample", "Draw samples from a checkpoint of a run."),
+    "rollout": (
+        "harness.cli.rollout:rollout",
+        "Let a policy act in a task in closed loop; success with intervals.",
+    ),
     "probe": (
         "harness.cli.probe:probe",
         "Probe the layers of a checkpoint, and compare them with a frozen encoder.",
     ),
     "list": (
         "harness.cli.catalogue:list_",
-        "List methods, (text) encoders, codecs, extractors, datasets, presets, studies, sizes, samplers.",
+        "List methods, (text) encoders, codecs, extractors, datasets, tasks, presets, studies, sizes.",
     ),
     "explain": (
         "harness.cli.explain:explain",

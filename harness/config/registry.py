@@ -1,7 +1,7 @@
-"""The registry of methods, data sets, encoders, text encoders and codecs: name -> "module:attribute".
+"""The registry of methods, data sets, encoders, text encoders, codecs and tasks: name -> "module:attribute".
 
 Modules are imported on use. Other packages add to it through the entry-point groups `flowrace.methods`,
-`.datasets`, `.encoders`, `.text_encoders` and `.codecs`.
+`.datasets`, `.encoders`, `.text_encoders`, `.codecs` and `.tasks`.
 """
 
 from __future__ import annotations
@@ -86,18 +86,23 @@ CODECS = {
     "oobleck": "harness.latents.audio_codecs:Oobleck",
     "dac": "harness.latents.audio_codecs:Dac",
 }
+# Family of tasks -> class; a full name is "family:variant", or the family alone.
+TASKS = {
+    "open-and-place": "harness.environments.open_and_place:OpenAndPlace",
+}
 _TABLES = {
     "method": METHODS,
     "dataset": DATASETS,
     "encoder": ENCODERS,
     "text_encoder": TEXT_ENCODERS,
     "codec": CODECS,
+    "task": TASKS,
 }
 KINDS = tuple(_TABLES)
 
 
 def names(kind: str) -> list[str]:
-    """Return all registered names of a kind: `method`, `dataset`, `encoder`, `text_encoder` or `codec`."""
+    """Return all registered names of a kind of `KINDS`."""
     return sorted({*_TABLES[kind], *plugins(kind)})
 
 

@@ -1,4 +1,4 @@
-"""Films with sound as one MP4 file: generated videos one after the other, each with the sound of its sample.
+"""Films as one MP4 file: videos one after the other, each with the sound of its sample, or silent.
 
 The picture is H.264 and the sound AAC, both at the rates of the data. After each video, its last
 frame stays for `PAUSE` frames in silence. Captions are in the file's comment, as a JSON list.
@@ -41,6 +41,34 @@ def film(x: np.ndarray, shapes: Sequence[tuple[int, ...]], captions: Sequence[st
         return _encoded(package("av", "video"), video, sound, captions)
     except MetricError as error:
         raise UserError(str(error)) from error
+
+
+def silent_film(clips: Sequence[np.ndarray], rate: int) -> bytes:
+    """Encode videos uint8 (C, T, H, W) of one frame size, at `rate` frames a second.
+
+    Raises `UserError` if PyAV is not installed, or has no encoder for H.264.
+    """
+    try:
+        return _silent(package("av", "video"), clips, rate)
+    except MetricError as error:
+        raise UserError(str(error)) from error
+
+
+# Any: the module of PyAV, which is optional.
+def _silent(av: Any, clips: Sequence[np.ndarray], rate: int) -> bytes:
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4") as file:
+        try:
+            picture = file.add_stream("libx264", rate=rate, options={"crf": "12"})
+        except (ValueError, av.FFmpegError) as error:
+            raise UserError(f"this PyAV cannot encode H.264 ({error}); write a .png") from error
+        picture.height, picture.width, picture.pix_fmt = *_sides((1, *clips[0].shape)), "yuv420p"
+        for number, pixels in enumerate(frame for clip in clips for frame in _shown(clip)):
+            shown = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            shown.pts, shown.time_base = number, Fraction(1, rate)
+            file.mux(picture.encode(shown))
+        file.mux(picture.encode(None))
+    return content.getvalue()
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:

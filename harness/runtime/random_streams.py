@@ -11,6 +11,7 @@ streams.
     evaluation   eval_noise, eval_label, eval_caption, sde_noise/<step>; with an extra token also .../extra;
                  held_out_noise, held_out_posterior (of latents)
     data sets    data/... (the generated ones, always with seed 0)
+    tasks        environment/... (starts, always with seed 0), rollout_noise/<plan>, random_actions/<step>
 """
 
 from __future__ import annotations

@@ -1,0 +1,191 @@
+"""The seam of simulated tasks: environments that step together, observed as frames and states.
+
+A registered family makes environments by the name of a task, for example `metaworld:drawer-open-v3`. The
+start of an environment is a pure function of its seed, and each step one of its state and action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from harness.config import registry
+from harness.errors import UserError, unknown
+
+# `image` uint8 (B, H, W, 3), empty if the task draws no frames, and `state` float32 (B, S). Tasks whose state
+# is only the robot's own also have `environment_state` float32 (B, E), the rest of the simulation.
+Observation = Mapping[str, np.ndarray]
+BOTH = "both"
+"""The stage of a task with several stages in which all hold at once."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The facts about a task that policies, demonstrations and rollouts need."""
+
+    name: str
+    stages: tuple[str, ...]
+    """Names of the stages, in their usual order. The task succeeds when all hold at one step."""
+    horizon: int
+    """Steps after which an episode fails."""
+    frames_per_second: int
+    state: tuple[str, ...]
+    """Names of the numbers of the state."""
+    environment_state: tuple[str, ...]
+    """Names of the numbers of the simulation that are not in the state; empty if it has all."""
+    actions: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    """Smallest and largest action; others are clipped."""
+    frame: tuple[int, int, int]
+    """Height, width and 3 of a frame; (0, 0, 3) if the task draws none."""
+    expert: bool
+    """True if the task has a scripted expert."""
+    version: str
+    """Version of the simulation. Another version may give other states for the same actions."""
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """Names of the stages whose success is reported."""
+        return (*self.stages, BOTH) if len(self.stages) > 1 else self.stages
+
+
+class Environments(Protocol):
+    """Environments of one task that step together. Each row is independent of the others."""
+
+    task: Task
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin one episode for each seed."""
+        ...
+
+    def observe(self) -> Observation:
+        """Return the observation of every environment."""
+        ...
+
+    def step(self, actions: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """Apply actions (B, A) to the active environments (B,); return rewards (B,), 0 for the others."""
+        ...
+
+    def stages(self) -> np.ndarray:
+        """Return which stages hold now, bool (B, stages)."""
+        ...
+
+    def expert(self) -> np.ndarray:
+        """Return the scripted expert's actions (B, A) for the current states."""
+        ...
+
+
+class Environment(Protocol):
+    """A single environment, for simulators that step one at a time; the methods are those of a row."""
+
+    task: Task
+
+    def reset(self, seed: int) -> None: ...
+    def observe(self) -> Observation: ...
+    def step(self, action: np.ndarray) -> float: ...
+    def stages(self) -> Sequence[bool]: ...
+    def expert(self) -> np.ndarray: ...
+
+
+class Singles:
+    """Environments that are stepped one after the other. Those that have ended keep their observation."""
+
+    def __init__(self, make: Callable[[], Environment]) -> None:
+        self._make = make
+        self._all = [make()]
+        self._count = 0
+        self._seen: list[Observation] = []
+        self.task = self._all[0].task
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._count = len(seeds)
+        self._all += [self._make() for _ in range(self._count - len(self._all))]
+        for one, seed in zip(self._active, seeds, strict=True):
+            one.reset(seed)
+        self._seen = [one.observe() for one in self._active]
+
+    def observe(self) -> Observation:
+        return {name: np.stack([seen[name] for seen in self._seen]) for name in self._seen[0]}
+
+    def step(self, actions: np.ndarray, active: np.ndarray) -> np.ndarray:
+        rewards = np.zeros(self._count)
+        for row in np.flatnonzero(active):
+            rewards[row] = self._all[row].step(actions[row])
+            self._seen[row] = self._all[row].observe()
+        return rewards
+
+    def stages(self) -> np.ndarray:
+        return np.array([one.stages() for one in self._active], dtype=bool)
+
+    def expert(self) -> np.ndarray:
+        return np.stack([one.expert() for one in self._active])
+
+    @property
+    def _active(self) -> list[Environment]:
+        return self._all[: self._count]
+
+
+class Family(Protocol):
+    """Tasks of one simulator."""
+
+    @staticmethod
+    def names() -> Mapping[str, str]:
+        """Return a line of description by the part of the name after `:`, empty for the family's name."""
+        ...
+
+    @staticmethod
+    def open(variant: str) -> Environments:
+        """Return the environments of a task of `names`.
+
+        Raises `UserError` with the command that installs the simulator if it is missing.
+        """
+        ...
+
+
+def task_names() -> dict[str, str]:
+    """Return a line of description of every task by its name, those of missing packages included."""
+    return {
+        _full(family, variant): text
+        for family in registry.names("task")
+        for variant, text in registry.load("task", family).names().items()
+    }
+
+
+def open_task(name: str) -> Environments:
+    """Return the environments of a task; raises `UserError` for an unknown name or a missing package."""
+    family, _, variant = name.partition(":")
+    if family in registry.names("task"):
+        # Any: the class of a family, maybe a plug-in's.
+        found = registry.load("task", family)
+        if variant in found.names() and not name.endswith(":"):
+            return found.open(variant)
+    raise unknown("task", name, task_names(), see="flowrace list tasks")
+
+
+def _full(family: str, variant: str) -> str:
+    return f"{family}:{variant}" if variant else family
+
+
+def check_actions(actions: np.ndarray, task: Task) -> np.ndarray:
+    """Return actions float64 within the task's limits, rounded to float32, in which they are stored.
+
+    Checked actions are unchanged by another check. Raises `UserError` for actions of another width, and for
+    ones without a number.
+    """
+    if actions.shape[-1] != len(task.actions):
+        raise UserError(
+            f"task '{task.name}' takes {len(task.actions)} numbers in an action ({', '.join(task.actions)}), "
+            f"but got {actions.shape[-1]}; give a policy or demonstrations of this task"
+        )
+    if not np.isfinite(actions).all():
+        raise UserError(
+            f"an action for task '{task.name}' is not a finite number; the weights or the demonstrations are "
+            "damaged"
+        )
+    low, high = (np.array(ends, dtype=np.float32) for ends in (task.low, task.high))
+    rounded = np.clip(actions.astype(np.float64), low, high).astype(np.float32)
+    return rounded.astype(np.float64)

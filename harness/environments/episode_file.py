@@ -1,0 +1,135 @@
+"""The parquet file of one demonstration: its columns, and the facts that it carries about itself."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from harness.environments.base import Task
+from harness.errors import UserError
+from metrics.files.parquet_files import schema_of
+from metrics.value import MetricError
+
+FACTS = b"flowrace"
+"""Key of the facts in the file's metadata."""
+IMAGE, STATE, ENVIRONMENT, ACTION = (
+    "observation.image",
+    "observation.state",
+    "observation.environment_state",
+    "action",
+)
+
+
+@dataclass
+class Steps:
+    """The steps of one episode."""
+
+    task: Task
+    observations: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    done: list[bool] = field(default_factory=list)
+    success: list[bool] = field(default_factory=list)
+    stages: Mapping[str, int | None] = field(default_factory=dict)
+
+    def add(
+        self,
+        observation: Mapping[str, np.ndarray],
+        action: np.ndarray,
+        reward: float,
+        done: bool,
+        success: bool,
+    ) -> None:
+        """Add a step: the observation before its action, and what came of it."""
+        self.observations.append(observation)
+        self.actions.append(action)
+        self.rewards.append(reward)
+        self.done.append(done)
+        self.success.append(success)
+
+
+def features(task: Task) -> dict[str, Any]:
+    """Return the columns of a task's demonstrations, as LeRobot describes them."""
+    found: dict[str, Any] = {}
+    if task.frame[0]:
+        names = ["height", "width", "channels"]
+        found[IMAGE] = {"dtype": "image", "shape": list(task.frame), "names": names}
+    for column, numbers in ((STATE, task.state), (ENVIRONMENT, task.environment_state)):
+        if numbers:
+            found[column] = {"dtype": "float32", "shape": [len(numbers)], "names": list(numbers)}
+    found[ACTION] = {"dtype": "float32", "shape": [len(task.actions)], "names": list(task.actions)}
+    others = {"next.reward": "float32", "next.done": "bool", "next.success": "bool", "timestamp": "float32"}
+    others |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
+    return found | {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in others.items()}
+
+
+def episode_bytes(steps: Steps, index: int, first: int) -> bytes:
+    """Return the file of an episode; `first` is the number of its first row in the set."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    length = len(steps.actions)
+    vectors = {ACTION: np.stack(steps.actions).astype(np.float32)}
+    for column, name in ((STATE, "state"), (ENVIRONMENT, "environment_state")):
+        if name in steps.observations[0]:
+            vectors[column] = np.stack([one[name] for one in steps.observations])
+    frames = np.stack([one["image"] for one in steps.observations])
+    columns: dict[str, Any] = {}
+    if frames.size:
+        rows = [{"bytes": png, "path": None} for png in map(_png, frames)]
+        columns[IMAGE] = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    for name, values in vectors.items():
+        columns[name] = pa.array(list(values), pa.list_(pa.float32()))
+    columns["next.reward"] = pa.array(steps.rewards, pa.float32())
+    columns["next.done"], columns["next.success"] = pa.array(steps.done), pa.array(steps.success)
+    columns["timestamp"] = pa.array(np.arange(length) / steps.task.frames_per_second, pa.float32())
+    columns["frame_index"] = pa.array(np.arange(length))
+    columns["episode_index"] = pa.array(np.full(length, index))
+    columns["index"] = pa.array(first + np.arange(length))
+    columns["task_index"] = pa.array(np.zeros(length, dtype=np.int64))
+    facts = {"length": length, "success": steps.success[-1], "stages": steps.stages}
+    facts["stats"] = {name: _stats(values) for name, values in vectors.items()}
+    if frames.size:
+        facts["stats"][IMAGE] = _image_stats(frames)
+    table = pa.table(columns).replace_schema_metadata({FACTS: json.dumps(facts).encode()})
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    return content.getvalue()
+
+
+def episode_facts(file: Path) -> dict[str, Any]:
+    """Return the facts that a file carries: length, success, stages and statistics.
+
+    Raises `UserError` for a damaged file.
+    """
+    try:
+        return json.loads(schema_of(file).metadata[FACTS])
+    except (MetricError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is no complete demonstration; delete it and rerun the command") from error
+
+
+def _png(frame: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(frame).save(content, "png")
+    return content.getvalue()
+
+
+def _stats(values: np.ndarray) -> dict[str, Any]:
+    """Return LeRobot's statistics of numbers (length, size)."""
+    found = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    return {name: row.tolist() for name, row in found.items()} | {"count": [len(values)]}
+
+
+def _image_stats(frames: np.ndarray) -> dict[str, Any]:
+    """Return LeRobot's statistics of frames, by channel and from 0 to 1."""
+    pixels = frames.reshape(-1, 3).astype(np.float64) / 255
+    return {
+        name: row if name == "count" else [[[value]] for value in row] for name, row in _stats(pixels).items()
+    } | {"count": [len(frames)]}

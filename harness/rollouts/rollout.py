@@ -1,0 +1,140 @@
+"""Rollouts: episodes of a policy at fixed starts, in batches of environments, recorded one by one.
+
+Episode i begins at the start of seed `FIRST` + i, for every policy. A batch that was interrupted is played
+again; the episodes that are recorded already are not added twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.environments.base import Environments, Task
+from harness.environments.demonstrations import MOST_EPISODES
+from harness.environments.play import Actor, Expert, play
+from harness.errors import UserError
+from harness.policy.base import Policy
+from harness.records.rollouts import Conditions, Episode, Rollout, read_rollout, recording
+from harness.rollouts.actors import NetworkActor, RandomActor, ReplayActor
+from metrics.intervals import of_replicates, share
+from metrics.value import Value
+
+FIRST, NOISE = MOST_EPISODES, 0
+"""Seed of the first start, after those of all demonstrations, and the seed of the noise."""
+BATCH = 50
+CHECKS = ("expert", "random", "replay")
+Actors = Callable[[Sequence[int]], Actor]
+"""A function from the seeds of the episodes to what acts in them."""
+
+
+@dataclass(frozen=True)
+class Acting:
+    """An actor of rollouts, and the first start."""
+
+    name: str
+    """Its identity, for the record."""
+    actors: Actors
+    first: int = FIRST
+
+
+def expert_acting(task: Task) -> Acting:
+    """Return the task's scripted expert. Raises `UserError` if it has none."""
+    if not task.expert:
+        raise UserError(f"task '{task.name}' has no scripted expert; give a run, random or replay:DEMOS")
+    return Acting("expert", lambda seeds: Expert())
+
+
+def random_acting(task: Task) -> Acting:
+    """Return uniform actions."""
+    return Acting("random", lambda seeds: RandomActor(task, seeds, NOISE))
+
+
+def replay_acting(task: Task, demos: Path) -> Acting:
+    """Return the recorded actions of demonstrations, at their starts."""
+    return Acting("replay", lambda seeds: ReplayActor(demos, task, seeds), first=0)
+
+
+def policy_acting(policy: Policy, name: str, task: Task, batch: int) -> Acting:
+    """Return a network's policy. Raises `UserError` if its actions are not those of the task."""
+    if policy.action_size != len(task.actions):
+        raise UserError(
+            f"the policy has {policy.action_size} numbers in an action, but task '{task.name}' takes "
+            f"{len(task.actions)} ({', '.join(task.actions)}); fine-tune on demonstrations of this task"
+        )
+    return Acting(name, lambda seeds: NetworkActor(policy, seeds, batch, NOISE))
+
+
+def conditions_of(task: Task, acting: Acting, batch: int) -> Conditions:
+    return Conditions(
+        task=task.name,
+        version=task.version,
+        stages=task.reported,
+        horizon=task.horizon,
+        policy=acting.name,
+        first=acting.first,
+        noise=NOISE,
+        batch=batch,
+    )
+
+
+def roll_out(
+    environments: Environments,
+    acting: Acting,
+    count: int,
+    folder: Path,
+    batch: int = BATCH,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Rollout:
+    """Play the missing ones of `count` episodes; return the record of the first `count`."""
+    conditions = conditions_of(environments.task, acting, batch)
+    with recording(folder, conditions) as record:
+        for seeds in batches(acting.first, count, batch):
+            if all(seed in record for seed in seeds):
+                advance(len(seeds))
+                continue
+            for played in play(environments, seeds, acting.actors(seeds)):
+                record.add(Episode(**asdict(played)))
+                advance(1)
+    return first_of(read_rollout(folder), count)
+
+
+def batches(first: int, count: int, batch: int) -> list[range]:
+    """Return the seeds of each batch.
+
+    >>> batches(100, 5, 3)
+    [range(100, 103), range(103, 105)]
+    """
+    return [range(first + begin, first + min(begin + batch, count)) for begin in range(0, count, batch)]
+
+
+def first_of(rollout: Rollout, count: int) -> Rollout:
+    """Return the record of the first `count` starts. An earlier command may have played more."""
+    return Rollout(rollout.conditions, rollout.episodes[:count])
+
+
+@dataclass(frozen=True)
+class Results:
+    """Shares of episodes with their Wilson intervals, and the mean of the largest rewards."""
+
+    success: Value
+    stages: dict[str, Value]
+    largest_reward: Value
+
+
+def results_of(rollout: Rollout) -> Results:
+    """Return the results of at least one episode."""
+    episodes = rollout.episodes
+    n = len(episodes)
+
+    def shared(holds: Callable[[Episode], bool]) -> Value:
+        return share(np.array([holds(episode) for episode in episodes]), n)
+
+    stages = {
+        name: shared(lambda episode, name=name: episode.stages[name] is not None)
+        for name in rollout.conditions.stages
+    }
+    rewards = of_replicates([episode.largest_reward for episode in episodes], n)
+    return Results(shared(lambda episode: episode.success), stages, rewards)
