@@ -37,6 +37,7 @@ Example:
   flowrace probe runs/first/0123456789ab --encoder local:small
   flowrace probe runs/encoder-scaling
   flowrace probe runs/video-digits --control
+  flowrace probe runs/prompts/0123456789ab --prompts --samples 200
 """
 
 
@@ -71,11 +72,15 @@ Example:
     type=click.IntRange(20),
     default=2000,
     show_default=True,
-    help="Maximum number of training images, and of held-out images (with --control: held-out videos).",
+    help="Maximum number of training images, and of held-out images (with --control: held-out videos; with "
+    "--prompts: pairs of prompts, at most eval.samples).",
 )
 @click.option("--control", is_flag=True, help="Regress state and action on the layers of video runs instead.")
 @click.option(
     "--all-steps", is_flag=True, help="With --control: measure every checkpoint, not only the newest."
+)
+@click.option(
+    "--prompts", is_flag=True, help="Measure samples of a run on captions under exchanged prompts instead."
 )
 @set_option(help="Set a field of eval or runtime, for example runtime.device=cpu; may be repeated.")
 @JSON_OPTION
@@ -90,6 +95,7 @@ def probe(
     samples: int,
     control: bool,
     all_steps: bool,
+    prompts: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -106,6 +112,11 @@ def probe(
     --control: R2 of a ridge regression from each layer to state (position) and action (displacement), for
     data sets that record positions. The baselines are the noisy pixels and the untrained network. For a study
     the table is stored as control.json.
+
+    --prompts: draw samples with the noise of one held-out caption and the prompt of another one. The table
+    has the share of samples that obey the prompt shown and the other prompt, with Wilson's intervals, and the
+    share of real samples that obey the other prompt. Below it is the difference under another prompt and
+    under other noise. The data must know what captions state (prompts, bounce).
     """
     from harness.assembly.condition import null_text
     from harness.data.dataset import pictured
@@ -114,12 +125,16 @@ def probe(
     from harness.probing.layers import probe as measure
     from harness.runtime.environment import prepare
 
+    if all_steps and not control:
+        raise UserError("--all-steps requires --control; use --step to choose a checkpoint")
+    if prompts:
+        _check_no_encoder_options(name, weights, download, classifier, "--prompts", control)
+        _probe_prompts(path, step, samples, overrides, as_json)
+        return
     if control:
-        _check_no_encoder_options(name, weights, download, classifier)
+        _check_no_encoder_options(name, weights, download, classifier, "--control")
         _probe_control(path, step, all_steps, time, samples, overrides, as_json)
         return
-    if all_steps:
-        raise UserError("--all-steps requires --control; use --step to choose a checkpoint")
     if is_study(path):
         _check_no_run_options(path, step, weights)
         _probe_study(path, name, download, ProbeSettings(classifier, time, samples), overrides, as_json)
@@ -177,7 +192,10 @@ def _check_no_run_options(path: Path, step: int | None, weights: str) -> None:
             )
 
 
-def _check_no_encoder_options(name: str | None, weights: str, download: bool, classifier: str) -> None:
+def _check_no_encoder_options(
+    name: str | None, weights: str, download: bool, classifier: str, asked: str, control: bool = False
+) -> None:
+    """Raise `UserError` for options of an encoder, or of another measurement, next to `asked`."""
     given = {
         "--encoder": name,
         "--weights": weights,
@@ -186,8 +204,21 @@ def _check_no_encoder_options(name: str | None, weights: str, download: bool, cl
     }
     for option in (option for option, value in given.items() if value):
         raise UserError(
-            f"{option} applies to encoders, but --control measures layers only; remove one of the two"
+            f"{option} applies to encoders, but {asked} measures without one; remove one of the two"
         )
+    if control:
+        raise UserError(f"--control and {asked} are mutually exclusive; give one of them")
+
+
+def _probe_prompts(
+    path: Path, step: int | None, samples: int, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    from harness.cli.probe_prompts import of_run
+    from harness.probing.encoder_table import is_study
+
+    if is_study(path):
+        raise UserError(f"--prompts applies to one run, but {path} is a study; name one of its runs")
+    of_run(path, step, samples, overrides, as_json)
 
 
 def _probe_control(
