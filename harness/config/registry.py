@@ -37,6 +37,7 @@ METHODS = {
     "sigreg": "methods.sigreg:SigReg",
     "diversedit": "methods.diversedit:DiverseDiT",
     "reed": "methods.reed:Reed",
+    "self_transcendence": "methods.self_transcendence:SelfTranscendence",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",
@@ -68,6 +69,7 @@ ENCODERS = {
     "random": "harness.encoders.local:RandomEncoder",
     "cached": "harness.encoders.cached:CachedEncoder",
     "torchscript": "harness.encoders.torchscript:TorchScriptEncoder",
+    "run": "harness.train.run_encoder:RunEncoder",
 }
 # Family -> class; a full name is "family:model", or the family alone if it has a single model.
 TEXT_ENCODERS = {

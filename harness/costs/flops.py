@@ -169,7 +169,9 @@ def _count_step(
         shadow.loss(Student(model, ema, backbone, meter.phase), batch, draw).total.backward()
     flops = {name: int(value) for name, value in meter.settle().items()}
     if method.config.encodes(step):
-        flops["encoder"] = sum(encoder.flops for encoder in encoders) * spec.train.batch_size
+        # Guidance at another scale than 1 compares two passes.
+        passes = 1 if method.needs().guided in (None, 1) else 2
+        flops["encoder"] = passes * sum(encoder.flops for encoder in encoders) * spec.train.batch_size
     learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()) if p.grad is not None)
     shadowed = sum(p.numel() for p in ema.parameters())
     return flops | {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * shadowed}
