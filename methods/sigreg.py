@@ -1,7 +1,7 @@
 """SIGReg: Self-Flow's two times, with features pushed towards a normal distribution instead of a teacher.
 
     t, s, M_i, tau_i and x_tau as in Self-Flow (arXiv 2603.06507)
-    z_b  = mean_tokens h_l(x_tau, tau)                a_k ~ uniform on the unit sphere, drawn anew every step
+    z_b  = mean_tokens h_l(x_tau, tau)                a_k ~ uniform on the unit sphere, drawn for each step
     L    = L_gen + coefficient * mean_k N sum_j w_j | mean_b exp(i t_j a_k z_b) - exp(-t_j^2 / 2) |^2
 
 The last term is SIGReg (LeJEPA, arXiv 2511.08544): the statistic of Epps and Pulley for each of K random

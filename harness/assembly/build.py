@@ -24,10 +24,10 @@ from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.backbone.tokens import Part, kind_of
 from harness.config import registry
 from harness.config.spec import RunSpec, RuntimeSpec
-from harness.data.dataset import Dataset, pictured, shapes_of
+from harness.data.dataset import Dataset, shapes_of
 from harness.data.open import outlined
 from harness.data.parts import weights_of
-from harness.encoders.base import Architecture, Encoder
+from harness.encoders.base import Architecture, Encoder, architecture_of
 from harness.errors import UserError, unknown
 from harness.flow.batch import View
 from harness.flow.method import TrainingMethod
@@ -67,9 +67,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
     needs, given = spec.method.needs(), given_tokens(spec.data, config)
-    extra = 0
-    if needs.summary:
-        extra = architecture(needs.encoders[0].name, pictured(dataset), config.grid).dim
+    extra = architecture_of(needs.encoders[0], dataset, config.grid).dim if needs.summary else 0
     try:
         return replace(config, extra=extra, outputs=needs.outputs, fused=needs.fused, given=given)
     except ValueError as error:
@@ -138,14 +136,8 @@ def sampling_rule(spec: RunSpec, dataset: Dataset) -> Rule:
 
 def encoder_architectures(spec: RunSpec, dataset: Dataset) -> list[Architecture]:
     """Return the architectures of a spec's encoders on the images of a data set."""
-    grid, images = backbone_config(spec, dataset).grid, pictured(dataset)
-    return [architecture(choice.name, images, grid) for choice in spec.method.needs().encoders]
-
-
-def architecture(encoder: str, images: Dataset, grid: tuple[int, ...]) -> Architecture:
-    """Return the architecture of an encoder on a data set of images, without reading weights."""
-    family, _, model = encoder.partition(":")
-    return registry.load("encoder", family).architecture(model, images.shape, images.classes, grid)
+    grid = backbone_config(spec, dataset).grid
+    return [architecture_of(choice, dataset, grid) for choice in spec.method.needs().encoders]
 
 
 def method_of_spec(spec: RunSpec) -> tuple[TrainingMethod, list[Architecture]]:

@@ -11,8 +11,8 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     from harness.flow.method import TrainingMethod
 
-ANY_MODALITY = ("local", "random")
-"""Encoder families that read any modality, because they are built for the data set."""
+ANY_MODALITY = ("local", "random", "run")
+"""Encoder families that read any modality, because they are built for the data set or trained on it."""
 
 
 class Unsuited(UserError):

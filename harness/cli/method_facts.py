@@ -152,6 +152,7 @@ def needs_in_words(needs: Needs) -> tuple[str, ...]:
         "its attention maps": needs.attention > 0,
         "an extra token": needs.summary,
         "EMA teacher": needs.teacher,
+        "guided features of a frozen run": needs.guided is not None,
         "a further final layer": bool(needs.outputs),
         "a fusion of blocks": bool(needs.fused),
         "a time per token": needs.times == 0,

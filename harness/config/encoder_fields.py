@@ -8,12 +8,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
+RUN = "run"
+"""The family of encoders that are flowrace runs."""
 NOT_HASHED_OF_ENCODER = ("weights", "download")
 """Fields of an encoder that the run id leaves out."""
 _ENCODER = re.compile(r"method\.(?:[^.]+\.)?(?:\w+_)?encoder\.(\w+)")
 _FURTHER = re.compile(r"method\.(?:[^.]+\.)?further")
+
+
+def names_run(name: str) -> bool:
+    """Return whether an encoder is a flowrace run."""
+    return name.startswith(f"{RUN}:")
+
+
+def located(name: str, weights: str) -> tuple[str, str]:
+    """Return name and weights of an encoder, for `run:PATH` the run's id and its folder.
+
+    So a moved folder changes no name, which is part of the ids of runs that it teaches.
+
+    >>> located("run:runs/first/0123456789ab?layer=8", "")
+    ('run:0123456789ab?layer=8', 'runs/first/0123456789ab')
+    >>> located("run:0123456789ab", "elsewhere/0123456789ab"), located("local:small", "")
+    (('run:0123456789ab', 'elsewhere/0123456789ab'), ('local:small', ''))
+    """
+    if not names_run(name):
+        return name, weights
+    path, mark, options = name.removeprefix(f"{RUN}:").partition("?")
+    return f"{RUN}:{PurePath(path).name}{mark}{options}", weights or path
 
 
 def locates_encoder(path: str) -> bool:

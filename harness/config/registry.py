@@ -38,6 +38,7 @@ METHODS = {
     "diversedit": "methods.diversedit:DiverseDiT",
     "reed": "methods.reed:Reed",
     "sprint": "methods.sprint:Sprint",
+    "self_transcendence": "methods.self_transcendence:SelfTranscendence",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",
@@ -69,6 +70,7 @@ ENCODERS = {
     "random": "harness.encoders.local:RandomEncoder",
     "cached": "harness.encoders.cached:CachedEncoder",
     "torchscript": "harness.encoders.torchscript:TorchScriptEncoder",
+    "run": "harness.train.run_encoder:RunEncoder",
 }
 # Family -> class; a full name is "family:model", or the family alone if it has a single model.
 TEXT_ENCODERS = {

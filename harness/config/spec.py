@@ -434,6 +434,9 @@ class Needs(NamedTuple):
     """Put texts before drop into the batch, where labels before drop always are."""
     group: int = 1
     """Number of consecutive samples that the loss compares with each other; no micro-batch splits them."""
+    guided: float | None = None
+    """Scale of the guidance of an encoder's features, which are then those of the student's noised samples
+    under their conditions: f_null + scale (f_condition - f_null). None for features of clean samples."""
 
 
 class Schedule(Section):

@@ -174,7 +174,9 @@ def _count_step(
         shadow.loss(Student(model, ema, backbone, meter.phase), batch, draw).total.backward()
     flops = {name: int(value) for name, value in meter.settle().items()}
     if method.config.encodes(step):
-        flops["encoder"] = sum(encoder.flops for encoder in encoders) * spec.train.batch_size
+        # Guidance at another scale than 1 compares two passes.
+        passes = 1 if method.needs().guided in (None, 1) else 2
+        flops["encoder"] = passes * sum(encoder.flops for encoder in encoders) * spec.train.batch_size
     every = {**dict(model.named_parameters(prefix="model")), **dict(shadow.named_parameters(prefix="method"))}
     learned = {name: p for name, p in every.items() if p.grad is not None}
     saved = sum(p.numel() * (1 + kept_tensors(spec.optimizer, name, p)) for name, p in learned.items())

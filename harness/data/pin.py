@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness.config import registry
+from harness.config.encoder_fields import RUN, names_run
 from harness.config.spec import MethodConfig, RunSpec
 from harness.data.found import check_labels
 from harness.data.open import open_dataset
@@ -77,17 +79,21 @@ def _field(value: Any, name: str) -> Any:
 
 # Any: a field of any method's config.
 def _names_weights(value: Any) -> bool:
-    """Return whether a field of a method is an encoder with a weights file that no `sha256` identifies."""
+    """Return whether a field of a method is an encoder with weights that no `sha256` identifies: a file, or
+    the folder of a run."""
     if not hasattr(value, "content") or getattr(value, "sha256", ""):
         return False
-    weights = getattr(value, "weights", "")
-    return bool(weights) and Path(weights).expanduser().is_file()
+    place = Path(getattr(value, "weights", "")).expanduser()
+    return bool(value.weights) and (place.is_file() or (names_run(value.name) and place.is_dir()))
 
 
 def _with_content(encoder: Any, name: str) -> Any:
     file = Path(encoder.weights).expanduser()
     try:
-        content = _sha256(file, tuple(stamp_of(file)))
+        if names_run(encoder.name):
+            content = registry.load("encoder", RUN).content(encoder)
+        else:
+            content = _sha256(file, tuple(stamp_of(file)))
     except OSError as error:
         raise UserError(f"method.{name}.weights = {encoder.weights}: {error.strerror}") from error
     if encoder.content and encoder.content != content:

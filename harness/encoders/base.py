@@ -6,7 +6,7 @@ B  images    T  tokens, rows x columns, row by row    C, H, W  channels and pixe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.config import registry
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, pictured
 from harness.errors import UserError
-from harness.flow.batch import View
+from harness.flow.batch import Batch, Draw, View
 from harness.runtime.precision import product
 
 
@@ -51,10 +51,11 @@ class Choice:
 class Encoder(Protocol):
     """A frozen encoder, constructed as `cls(choice, dataset, grid=..., held_out=..., device=...)`.
 
-    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Three
+    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Other
     members are optional, with defaults in `Viewer`. `view_at(index, images, ...)` looks up features by data
     set index. `one_off_flops` is the cost of features that are computed once, not in every step.
-    `check_weights(choice)` raises `UserError` if the weights are not on this machine.
+    `check_weights(choice)` raises `UserError` if the weights are not on this machine. If a name does not
+    state the architecture, `architecture_of(choice, dataset, grid)` takes the place of `architecture`.
     """
 
     name: str
@@ -90,6 +91,8 @@ class Encoder(Protocol):
 class Viewer:
     """Base class of encoders, which implement `view`; optional members have defaults."""
 
+    reads_samples: ClassVar[bool] = False
+    """True if it reads the samples that a network generates, such as latents, instead of their pictures."""
     accuracy: float | None = None
     one_off_flops: int | None = None
     """FLOPs of computing all features once, if a step then costs none."""
@@ -131,6 +134,21 @@ def view_of(
     return encoder.view(images, summary=summary, attention=attention)
 
 
+def guided_view_of(encoder: Encoder, batch: Batch, draw: Draw, scale: float) -> View:
+    """Return an encoder's features of the student's noised samples, guided by their conditions.
+
+    `scale` is `Needs.guided`. Raises `UserError` for an encoder that has no such features.
+    """
+    # Only networks that were trained on noised samples have it.
+    guided = getattr(encoder, "guided_view", None)
+    if guided is None:
+        raise UserError(
+            f"encoder '{encoder.name}' reads clean samples only; name a flowrace run, for example "
+            "run:runs/0123456789ab"
+        )
+    return guided(batch, draw, scale)
+
+
 class Architecture(NamedTuple):
     """Properties of an encoder that need no weights."""
 
@@ -139,6 +157,27 @@ class Architecture(NamedTuple):
     """FLOPs of one image's forward pass."""
     heads: int = 0
     """Attention heads of a block; 0 if the attention cannot be read."""
+
+
+def architecture_of(choice: EncoderChoice, dataset: Dataset, grid: tuple[int, ...]) -> Architecture:
+    """Return the architecture of an encoder on a data set, without reading weights."""
+    family, model = parse_name(choice.name)
+    cls, read = registry.load("encoder", family), data_of(choice, dataset)
+    # A plug-in need not derive from `Viewer`.
+    if (of := getattr(cls, "architecture_of", None)) is not None:
+        return of(choice, read, grid)
+    return cls.architecture(model, read.shape, read.classes, grid)
+
+
+def data_of(choice: EncoderChoice, dataset: Dataset) -> Dataset:
+    """Return the data set that an encoder reads: usually the pictures of latents, or else the samples."""
+    return dataset if reads_samples(choice) else pictured(dataset)
+
+
+def reads_samples(choice: EncoderChoice) -> bool:
+    """Return whether an encoder reads the samples that a network generates instead of their pictures."""
+    # A plug-in need not derive from `Viewer`.
+    return getattr(registry.load("encoder", parse_name(choice.name)[0]), "reads_samples", False)
 
 
 def check_weights(choice: EncoderChoice) -> None:

@@ -197,5 +197,11 @@ def _inner(choice: EncoderChoice) -> Choice:
 
 
 def _refuse_nesting(inner: str) -> None:
-    if parse_name(inner)[0] == "cached":
+    family = parse_name(inner)[0]
+    if family == "cached":
         raise UserError(f"encoder 'cached:{inner}' is cached twice; write '{inner}'")
+    if getattr(registry.load("encoder", family), "reads_samples", False):
+        raise UserError(
+            f"encoder 'cached:{inner}' stores features of pictures, but {family}: reads the samples of each "
+            f"step; write '{inner}'"
+        )

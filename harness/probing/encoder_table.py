@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from harness.assembly.condition import null_text
 from harness.config.spec import RunSpec
-from harness.data.dataset import pictured
 from harness.data.open import open_dataset, split
-from harness.encoders.base import Choice, open_encoder
+from harness.encoders.base import Choice, data_of, open_encoder
 from harness.errors import UserError
 from harness.files.json_table import adding_to, kept, write_table
 from harness.files.progress import tracked
@@ -74,7 +73,7 @@ def measure_encoders(path: Path, study: Study, settings: ProbeSettings) -> dict[
     missing = [choice for choice in study.encoders.values() if not _is_measured(known, choice)]
     null = null_text(study.spec, dataset, device)
     for choice in tracked(missing, "encoders"):
-        encoder = open_encoder(choice, pictured(dataset), **where)
+        encoder = open_encoder(choice, data_of(choice, dataset), **where)
         how: dict[str, Any] = {"time": settings.time, "samples": settings.samples}
         how |= {"classifier": settings.classifier, "null": null}
         found = probe(model, dataset, sides, encoder, device=device, **how)

@@ -197,7 +197,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
                 # Encoder features, while the method aligns with an encoder.
                 if run.spec.method.encodes(step):
                     with phase("encoder"), autocast():
-                        batch = with_encoder_features(run, batch)
+                        batch = with_encoder_features(run, batch, draw)
 
                 with phase("student"), world.accumulating(objective, last=micro == train.accumulate - 1):
                     # Loss: passes of the student and, for some methods, the teacher; the method's terms.

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from harness.encoders.base import view_of
-from harness.flow.batch import Batch, Draw
+from harness.encoders.base import Encoder, guided_view_of, view_of
+from harness.flow.batch import Batch, Draw, View
 from harness.train.state import Run
 
 
@@ -25,14 +25,18 @@ class Objective(nn.Module):
         return losses.total, losses.parts
 
 
-def with_encoder_features(run: Run, batch: Batch) -> Batch:
+def with_encoder_features(run: Run, batch: Batch, draw: Draw) -> Batch:
     """Return a batch with features from each frozen encoder of the run, on the batch's device."""
     if (place := batch.place) is None:
         raise ValueError("encoder features need a batch of the data set")
     needs = run.method.needs()
-    images = batch.x0 if batch.pixels is None else batch.pixels
-    views = (
-        view_of(encoder, place, images, summary=needs.summary, attention=needs.attention)
-        for encoder in run.encoders
-    )
-    return replace(batch, views=tuple(views))
+
+    def view(encoder: Encoder) -> View:
+        if needs.guided is not None:
+            return guided_view_of(encoder, batch, draw, needs.guided)
+        # A plug-in need not derive from `Viewer`.
+        reads_samples = getattr(encoder, "reads_samples", False)
+        images = batch.x0 if batch.pixels is None or reads_samples else batch.pixels
+        return view_of(encoder, place, images, summary=needs.summary, attention=needs.attention)
+
+    return replace(batch, views=tuple(map(view, run.encoders)))

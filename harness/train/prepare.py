@@ -7,9 +7,8 @@ from collections.abc import Callable
 from harness.assembly.build import backbone_config
 from harness.assembly.given import gives_tokens
 from harness.config.spec import RunSpec
-from harness.data.dataset import pictured
 from harness.data.open import open_dataset, split
-from harness.encoders.base import open_encoder
+from harness.encoders.base import data_of, open_encoder
 from harness.evaluation.evaluator import Evaluator
 from harness.files.progress import announced
 from harness.runtime.distributed import join
@@ -30,7 +29,8 @@ def prepare_real_samples(spec: RunSpec, note: Callable[[str], None]) -> None:
         grid, share = backbone_config(spec, dataset).grid, spec.data.held_out
         with announced(note, "opening the encoders"):
             for choice in spec.method.needs().encoders:
-                open_encoder(choice, pictured(dataset), grid=grid, held_out=share, device=world.device)
+                read = data_of(choice, dataset)
+                open_encoder(choice, read, grid=grid, held_out=share, device=world.device)
             captions = open_captions(spec, dataset, world.device, note)
         sides = split(dataset, share)
         Evaluator(

@@ -17,11 +17,11 @@ from harness.backbone.network import Backbone
 from harness.config.spec import RunSpec
 from harness.costs.flops import Cost, count_once
 from harness.costs.meter import Meter, clock
-from harness.data.dataset import Dataset, pictured
+from harness.data.dataset import Dataset
 from harness.data.feed import Feed
 from harness.data.open import Split
 from harness.data.parts import alone_of, weights_of
-from harness.encoders.base import Encoder, open_encoder
+from harness.encoders.base import Encoder, data_of, open_encoder, reads_samples
 from harness.errors import UserError
 from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
@@ -86,7 +86,11 @@ def build_run(
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
         open_encoder(
-            choice, pictured(dataset), grid=backbone.grid, held_out=spec.data.held_out, device=device
+            choice,
+            data_of(choice, dataset),
+            grid=backbone.grid,
+            held_out=spec.data.held_out,
+            device=device,
         )
         for choice in spec.method.needs().encoders
     )
@@ -109,7 +113,7 @@ def build_run(
         streams,
         label_drop=spec.train.label_drop,
         flip=spec.data.flip,
-        with_pixels=bool(encoders),
+        with_pixels=not all(map(reads_samples, spec.method.needs().encoders)),
         alone=alone_of(dataset, spec.data),
         captions=captions,
         with_given=spec.method.needs().undropped,

@@ -9,13 +9,15 @@ NaN (REPA issue 46).
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from harness.config.encoder_fields import located
 from harness.config.spec import HASHED_IF_SET, NOT_HASHED, BackboneSpec
 from harness.runtime.precision import product
 from methods.common.missing_parts import mean_of_tokens
@@ -31,13 +33,26 @@ class EncoderSpec(BaseModel):
     name: str
     """`family:model`, see `flowrace list encoders`."""
     weights: str = Field(default="", json_schema_extra=NOT_HASHED)
-    """A file with weights."""
+    """A file with weights, or the folder of a run."""
     sha256: str = ""
     """Expected checksum of the weights; empty accepts any."""
     content: str = Field(default="", json_schema_extra=HASHED_IF_SET)
     """Hash of the file in `weights`, filled in if it exists: the run id depends on it, not on the path."""
     download: bool = Field(default=False, json_schema_extra=NOT_HASHED)
     """Allow downloading the weights from the hub; by default nothing is downloaded."""
+
+    # Any: a raw table.
+    @model_validator(mode="before")
+    @classmethod
+    def _name_has_no_path(cls, table: Any) -> Any:
+        """Move the folder of `run:PATH` to `weights`, so that the run id does not depend on it."""
+        if not isinstance(table, Mapping):
+            return table
+        name, weights = table.get("name"), table.get("weights", "")
+        if not isinstance(name, str) or not isinstance(weights, str):
+            return table
+        name, weights = located(name, weights)
+        return {**table, "name": name, **({"weights": weights} if weights else {})}
 
 
 DINOV2_B = EncoderSpec(name="timm:vit_base_patch14_dinov2.lvd142m")

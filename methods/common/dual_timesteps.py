@@ -66,7 +66,7 @@ class DualConfig(MethodConfig, HasParts):
 
 
 def draw_dual(config: DualConfig, setting: Setting, streams: Streams, batch: Batch) -> Draw:
-    """Return noise and the two times of each sample, with the cleaner of them, (B, P), as `cleaner`.
+    """Return noise and the two times of each sample. Their minimum, (B, P), is the draw `cleaner`.
 
     Without a mask all tokens have time t.
     """

@@ -54,6 +54,7 @@ REFUSED = {
     ("joint", "reg"): "reads one modality",
     ("joint", "reed"): "reads one modality",
     ("joint", "sra2"): "predicts patches",
+    ("joint", "self_transcendence"): "predicts patches",
 }
 """Why a method cannot run on a modality."""
 
