@@ -184,7 +184,7 @@ def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
 def phase_seconds(runs: Sequence[RaceRun]) -> dict[str, float]:
     """Return the seconds of a step by training phase, averaged over runs with `train` events; empty without
     any."""
-    last = [run.record.of("train")[-1] for run in runs if run.record.of("train")]
+    last = [event for run in runs if (event := run.record.last_trained)]
     return {
         phase: float(np.mean([event["seconds"].get(phase, 0.0) / event["step"] for event in last]))
         for phase in TRAINING_PHASES

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.records.integrity import named_misfits
-from harness.records.record import Record, find_records
+from harness.records.record import Record, find_records, read_ahead
 from harness.records.study_folder import PlanEntry, PlanExclusion
 from harness.records.targets import TargetRule
 from reports.race.arms import RaceArm, arms_of
@@ -159,6 +159,8 @@ def read_race(
     asked = requested_rules(target)
     found_records = find_records(*directories) if logged is None else list(logged)
     records, unplanned = split_by_plan(found_records, directories)
+    if logged is None:
+        read_ahead(records)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
     if protocol is not None:
