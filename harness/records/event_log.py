@@ -118,8 +118,7 @@ def _read_columns(lines: Sequence[bytes]) -> TrainColumns | None:
     import pyarrow.json
 
     content = b"\n".join(lines) + b"\n"
-    # A column without a value may be absent from a line, which is valid, or null, which is not.
-    if max(map(len, lines)) > LONGEST or b"null" in content:
+    if max(map(len, lines)) > LONGEST:
         return None
     schema = _schema(lines[0], lines[-1])
     if schema is None:
@@ -129,10 +128,15 @@ def _read_columns(lines: Sequence[bytes]) -> TrainColumns | None:
             pa.BufferReader(content),
             pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
             pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+            # Its default pool keeps what it frees.
+            pa.system_memory_pool(),
         )
     except (ValueError, pa.ArrowException):
         return None
-    return _checked(table) if table.num_rows == len(lines) else None
+    # A field without a value may be absent from a line, which is valid, or null, which may not be.
+    if table.num_rows != len(lines) or (_lacks(table) and b"null" in content):
+        return None
+    return _checked(table)
 
 
 def _schema(*lines: bytes) -> pa.Schema | None:
@@ -182,6 +186,13 @@ def _checked(table: pa.Table) -> TrainColumns | None:
         if phase in seconds:
             total += np.nan_to_num(seconds[phase])
     return TrainColumns(numbers["step"], numbers["images"], numbers["flops"], total)
+
+
+def _lacks(table: pa.Table) -> bool:
+    """Return whether a field of a line has no value."""
+    structs = [table[name].combine_chunks() for name in TABLES if name in table.column_names]
+    fields = [struct.field(place) for struct in structs for place in range(struct.type.num_fields)]
+    return any(column.null_count for column in (*table.columns, *fields))
 
 
 def _fields(table: pa.Table, name: str) -> dict[str, np.ndarray]:

@@ -42,7 +42,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import ERROR_PREFIX, UserError
 from harness.files.files import (
@@ -83,6 +83,7 @@ from harness.records.record_chain import (
 )
 from harness.records.shapes import environment_fault, event_fault, spec_fault
 
+T = TypeVar("T")
 CLOCK = "clock.json"
 REPLICATES = "replicates.json"
 READERS = 4
@@ -436,20 +437,24 @@ def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
     return str(recorded or last or (f"exit code {exit_code}" if exit_code else "no reason recorded"))
 
 
-def read_ahead(records: Sequence[Record]) -> None:
+def read_ahead(records: Sequence[Record], summary: Callable[[Record], T]) -> dict[Record, T]:
     """Read the events of records in threads, because the parser of columns leaves the others to work.
 
-    Errors are raised when a record is first used.
+    Returns a summary of each, made in the same thread so that it takes the memory of what was read. A record
+    with an error has none; its error is raised when it is used.
     """
+    found: dict[Record, T] = {}
 
     def read(record: Record) -> None:
         # Not by the property, which lets one thread work at a time up to Python 3.11.
-        with suppress(UserError):
+        with suppress(UserError, LookupError):
             vars(record)["log"] = record._read_log()
+            found[record] = summary(record)
 
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for _ in pool.map(read, records):
             pass
+    return found
 
 
 def find_records(*roots: Path) -> list[Record]:

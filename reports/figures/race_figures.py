@@ -222,7 +222,10 @@ def _gain_rows(race: Race, axis: str) -> list[StripRow]:
 
 def _convergence_entries(race: Race, axis: str, rows: Sequence[StripRow]) -> list[Entry]:
     """Return the legend of the curves, of the target and of the marks."""
-    drawn = {run.arm: sum(other.done for other in race.of(run.arm)) for run in race.runs if run.evaluated}
+    shown = {run.arm for run in race.runs if run.evaluated}
+    drawn = {
+        arm.label: sum(run.done for run in race.of(arm.label)) for arm in race.arms if arm.label in shown
+    }
     found = [line_entry(index, arm.label) for index, arm in enumerate(race.arms) if arm.label in drawn]
     found.append(grey_line("one seed, as measured", linewidth=0.6, marker="o", markersize=1.8))
     if any(count > 1 for count in drawn.values()):
