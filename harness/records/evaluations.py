@@ -224,6 +224,17 @@ def _merge(event: dict[str, Any], one: Evaluation) -> None:
         event["errors"] = event.get("errors", {}) | errors
 
 
+def is_merged(event: Event) -> bool:
+    """Return whether `merged` would return a single evaluation of a step as it is."""
+    return (
+        "images" in event
+        and isinstance(event.get("protocol"), str)
+        and "metrics" in event
+        and "errors" not in event
+        and all(map(_replicates, event["metrics"].values()))
+    )
+
+
 def belongs(value: str, metric: str) -> bool:
     """Return whether a recorded value is a metric's own, or that of one of its times or parts.
 

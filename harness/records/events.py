@@ -21,7 +21,7 @@ def read_events(file: Path) -> list[Event]:
 
     Raises `UserError` if the file cannot be read, or if a line is not an event.
     """
-    return _parsed(file, _content(file))
+    return _parsed(file, read_content(file))
 
 
 def read_finished(file: Path, steps: int | None) -> list[Event]:
@@ -29,24 +29,32 @@ def read_finished(file: Path, steps: int | None) -> list[Event]:
 
     Raises `UserError` also if the end of the file is missing.
     """
-    content = _content(file)
+    content = read_content(file)
     events = _parsed(file, content)
-    evaluated = max((event["step"] for event in events if event["kind"] == "eval"), default=0)
-    if not content.endswith(b"\n") or (steps is not None and evaluated < steps):
-        raise _cut_short(file, events, steps)
+    check_finished(file, content, events, events[-1] if events else None, steps)
     return events
 
 
-def _cut_short(file: Path, events: Sequence[Event], steps: int | None) -> UserError:
+def check_finished(
+    file: Path, content: bytes, events: Sequence[Event], last: Event | None, steps: int | None
+) -> None:
+    """Raise `UserError` if the end of a finished run is missing. `events` include all evaluations."""
+    evaluated = max((event["step"] for event in events if event["kind"] == "eval"), default=0)
+    if not content.endswith(b"\n") or (steps is not None and evaluated < steps):
+        raise _cut_short(file, last, steps)
+
+
+def _cut_short(file: Path, last: Event | None, steps: int | None) -> UserError:
     of = "" if steps is None else f" of {steps}"
-    end = f"its last complete line has step {events[-1]['step']}{of}" if events else "it has no events"
+    end = f"its last complete line has step {last['step']}{of}" if last else "it has no events"
     return UserError(
         f"{file} is cut short: {end}, but the run is marked as done. Restore the file; or delete `done` and "
         "the checkpoints that the file does not mention, and rerun"
     )
 
 
-def _content(file: Path) -> bytes:
+def read_content(file: Path) -> bytes:
+    """Return the bytes of a file, empty without one. Raises `UserError` if it cannot be read."""
     try:
         return file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -56,15 +64,25 @@ def _content(file: Path) -> bytes:
 
 
 def _parsed(file: Path, content: bytes) -> list[Event]:
+    return events_in(file, content.split(b"\n")[:-1])
+
+
+def events_in(file: Path, lines: Sequence[bytes]) -> list[Event]:
+    """Return the events of a file's lines. Raises `UserError` if a line is not an event."""
+    events = parse_lines(lines)
+    if events is not None:
+        return events
+    return [_event(file, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def parse_lines(lines: Sequence[bytes]) -> list[Event] | None:
+    """Return the events of lines, None if one is not an event."""
     # One call for all lines takes half the time, and half the memory, because events then share their keys.
-    lines = content.split(b"\n")[:-1]
     try:
         events = json.loads(b"[" + b",".join(lines) + b"]")
     except (ValueError, RecursionError):
-        events = []
-    if len(events) == len(lines) and not any(map(event_fault, events)):
-        return events
-    return [_event(file, number, line) for number, line in enumerate(lines, start=1)]
+        return None
+    return events if len(events) == len(lines) and not any(map(event_fault, events)) else None
 
 
 def _event(file: Path, number: int, line: bytes) -> Event:

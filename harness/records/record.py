@@ -32,13 +32,17 @@ killed and resumed.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import ERROR_PREFIX, UserError
 from harness.files.files import (
@@ -58,10 +62,13 @@ from harness.records.evaluations import (
     Evaluation,
     add_evaluation,
     conditions_of,
+    is_merged,
     merged,
     read_evaluations,
     read_protocols,
 )
+from harness.records.event_log import TRAINING_PHASES as TRAINING_PHASES
+from harness.records.event_log import EventLog, TrainColumns, read_finished_log, read_log
 from harness.records.events import Event, read_events, read_finished
 from harness.records.record_chain import (
     CHAIN,
@@ -76,14 +83,16 @@ from harness.records.record_chain import (
 )
 from harness.records.shapes import environment_fault, event_fault, spec_fault
 
+T = TypeVar("T")
 CLOCK = "clock.json"
 REPLICATES = "replicates.json"
+READERS = 4
+"""Most threads that read records."""
 DIGITS = 18
 """Most digits of a step in a table by steps."""
 DONE, FAILED, LOCK = "done", "failed", "lock"
-TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
-"""The phases that count towards time to target. Eval, checkpoint, gradients, tracking and warmup are booked
-but do not count."""
+FILES = ("spec", "events", "log", "environment", "replicates", "failure", "early_end", "protocols")
+"""The fields of a record that do not depend on the conditions of its evaluations."""
 
 
 def tracked_name(name: str) -> str:
@@ -108,8 +117,10 @@ class Record:
         return self.path.name
 
     def under(self, conditions: Conditions) -> Record:
-        """Return this record with the evaluations under other conditions."""
-        return replace(self, conditions=conditions)
+        """Return this record with the evaluations under other conditions; files are not read again."""
+        found = replace(self, conditions=conditions)
+        vars(found).update({name: value for name, value in vars(self).items() if name in FILES})
+        return found
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -137,8 +148,33 @@ class Record:
         # Checked before reading, because the run may finish meanwhile.
         if not (self.path / DONE).exists():
             return read_events(file)
+        return read_finished(file, self._last_evaluated)
+
+    @cached_property
+    def log(self) -> EventLog:
+        """The same events with train lines as columns, which take a fraction of the memory."""
+        return self._read_log()
+
+    def take_columns(self) -> TrainColumns:
+        """Return the train lines as columns, and do not keep them: costs take their place in a report."""
+        columns = self.log.trained
+        if columns is None:
+            columns = self._read_log().trained
+        vars(self)["log"] = replace(self.log, trained=None)
+        assert columns is not None
+        return columns
+
+    def _read_log(self) -> EventLog:
+        file = self.path / EVENTS
+        if not (self.path / DONE).exists():
+            return read_log(file)
+        return read_finished_log(file, self._last_evaluated)
+
+    @property
+    def _last_evaluated(self) -> int | None:
+        """The step at which the run evaluates last, once it is done."""
         end = self.early_end
-        return read_finished(file, self.steps if end is None else end.step)
+        return self.steps if end is None else end.step
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of a kind, in order.
@@ -146,11 +182,26 @@ class Record:
         Evaluations are those under the record's conditions, whether made during training or later, one event
         for each step.
         """
-        return self._evaluated if kind == "eval" else [e for e in self.events if e["kind"] == kind]
+        if kind == "eval":
+            return self._evaluated
+        events = self.events if kind == "train" else self.log.others
+        return [event for event in events if event["kind"] == kind]
+
+    @property
+    def last_trained(self) -> dict[str, Any] | None:
+        """The last `train` event; None before the first."""
+        return self.log.last_trained
+
+    @property
+    def _trained(self) -> list[dict[str, Any]]:
+        """The evaluations during training, in order."""
+        return [event for event in self.log.others if event["kind"] == "eval"]
 
     @cached_property
     def _evaluated(self) -> list[dict[str, Any]]:
-        trained = {event["step"]: event for event in self.events if event["kind"] == "eval"}
+        if self._is_plain:
+            return self._trained
+        trained = {event["step"]: event for event in self._trained}
         steps = merged(one for one in self.evaluations if one.conditions == self.shown_conditions)
         return [
             {
@@ -170,19 +221,38 @@ class Record:
         about = self.environment[-1].get("evaluation", {}) if self.environment else {}
         known = conditions_of(str(about["hash"]), self.protocols) if "hash" in about else None
         current = known or self.shown_conditions
-        trained = [event for event in self.events if event["kind"] == "eval"]
-        return [e for e in trained if conditions_of(str(e.get("protocol")), self.protocols) == current]
+        return [e for e in self._trained if conditions_of(str(e.get("protocol")), self.protocols) == current]
+
+    @cached_property
+    def _later_lines(self) -> list[dict[str, Any]]:
+        """The lines of evaluations that were not made during training."""
+        repeated = [{"step": int(step), **row} for step, row in self.replicates.items()]
+        # Replicates of an evaluation that was superseded do not count.
+        current = {(event["step"], event.get("protocol")) for event in self._trained} if repeated else set()
+        kept = [row for row in repeated if (row["step"], row["protocol"]) in current]
+        return [*kept, *read_evaluations(self.path)]
+
+    @cached_property
+    def _conditions(self) -> dict[str, Conditions]:
+        """The conditions of every protocol of an evaluation, by its hash, in order."""
+        keys = dict.fromkeys(str(line.get("protocol")) for line in (*self._trained, *self._later_lines))
+        return {key: conditions_of(key, self.protocols) for key in keys}
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """True if `of("eval")` has the events of the evaluations during training as they are."""
+        shown, trained = self.shown_conditions, self._trained
+        return (
+            not self._later_lines
+            and list(self._conditions.values()) == [shown]
+            and all(a["step"] < b["step"] for a, b in pairwise(trained))
+            and all(map(is_merged, trained))
+        )
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
         """All evaluations under all conditions: first those made during training, then later ones."""
-        repeated = [{"step": int(step), **row} for step, row in self.replicates.items()]
-        trained = [event for event in self.events if event["kind"] == "eval"]
-        # Replicates of an evaluation that was superseded do not count.
-        current = {(event["step"], event.get("protocol")) for event in trained}
-        repeated = [row for row in repeated if (row["step"], row["protocol"]) in current]
-        lines = [*trained, *repeated, *read_evaluations(self.path)]
-        under = {key: conditions_of(key, self.protocols) for key in {str(e.get("protocol")) for e in lines}}
+        lines, under = [*self._trained, *self._later_lines], self._conditions
         return [
             Evaluation(
                 line["step"],
@@ -198,7 +268,7 @@ class Record:
     @cached_property
     def views(self) -> tuple[Conditions, ...]:
         """All conditions under which the run was evaluated, the shown ones first."""
-        found = dict.fromkeys(one.conditions for one in self.evaluations)
+        found = dict.fromkeys(self._conditions.values())
         shown = self.shown_conditions
         return (shown, *(c for c in found if c != shown)) if shown in found else tuple(found)
 
@@ -209,10 +279,9 @@ class Record:
             return self.conditions
         table = self.spec.get("eval", {})
         section = table if isinstance(table, Mapping) else {}
-        found = sorted(
-            dict.fromkeys(one.conditions for one in self.evaluations), key=lambda c: c.ema != "float32"
-        )
-        last = self.evaluations[-1].conditions if found else Conditions.of_spec(section)
+        found = sorted(dict.fromkeys(self._conditions.values()), key=lambda c: c.ema != "float32")
+        lines = self._later_lines or self._trained
+        last = self._conditions[str(lines[-1].get("protocol"))] if lines else Conditions.of_spec(section)
         return next((one for one in found if one.is_of_spec(section)), last)
 
     @cached_property
@@ -315,7 +384,7 @@ class Record:
     @property
     def last_step(self) -> int:
         """The step of the last event; 0 before the first."""
-        return self.events[-1]["step"] if self.events else 0
+        return self.log.last["step"] if self.log.last else 0
 
 
 def _without_metrics(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,6 +435,26 @@ def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
         return last.removeprefix(ERROR_PREFIX)
     recorded = (record.failure or {}).get("reason")
     return str(recorded or last or (f"exit code {exit_code}" if exit_code else "no reason recorded"))
+
+
+def read_ahead(records: Sequence[Record], summary: Callable[[Record], T]) -> dict[Record, T]:
+    """Read the events of records in threads, because the parser of columns leaves the others to work.
+
+    Returns a summary of each, made in the same thread so that it takes the memory of what was read. A record
+    with an error has none; its error is raised when it is used.
+    """
+    found: dict[Record, T] = {}
+
+    def read(record: Record) -> None:
+        # Not by the property, which lets one thread work at a time up to Python 3.11.
+        with suppress(UserError, LookupError):
+            vars(record)["log"] = record._read_log()
+            found[record] = summary(record)
+
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(read, records):
+            pass
+    return found
 
 
 def find_records(*roots: Path) -> list[Record]:

@@ -172,7 +172,7 @@ def pictures(
     found += [
         partial(scaling.draw_scaling, race, one, name) for name, one in scalings.items() if one is not None
     ]
-    if any(run.record.of("train") for run in race.runs):
+    if any(run.record.last_trained for run in race.runs):
         found.append(partial(race_figures.draw_cost, race))
     if report.gradients is not None:
         found.append(partial(gradient_figures.draw_gradients, race, report.gradients))

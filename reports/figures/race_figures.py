@@ -184,7 +184,7 @@ def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
 def phase_seconds(runs: Sequence[RaceRun]) -> dict[str, float]:
     """Return the seconds of a step by training phase, averaged over runs with `train` events; empty without
     any."""
-    last = [run.record.of("train")[-1] for run in runs if run.record.of("train")]
+    last = [event for run in runs if (event := run.record.last_trained)]
     return {
         phase: float(np.mean([event["seconds"].get(phase, 0.0) / event["step"] for event in last]))
         for phase in TRAINING_PHASES
@@ -222,7 +222,10 @@ def _gain_rows(race: Race, axis: str) -> list[StripRow]:
 
 def _convergence_entries(race: Race, axis: str, rows: Sequence[StripRow]) -> list[Entry]:
     """Return the legend of the curves, of the target and of the marks."""
-    drawn = {run.arm: sum(other.done for other in race.of(run.arm)) for run in race.runs if run.evaluated}
+    shown = {run.arm for run in race.runs if run.evaluated}
+    drawn = {
+        arm.label: sum(run.done for run in race.of(arm.label)) for arm in race.arms if arm.label in shown
+    }
     found = [line_entry(index, arm.label) for index, arm in enumerate(race.arms) if arm.label in drawn]
     found.append(grey_line("one seed, as measured", linewidth=0.6, marker="o", markersize=1.8))
     if any(count > 1 for count in drawn.values()):

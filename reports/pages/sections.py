@@ -93,7 +93,7 @@ def time_section(report: RaceReport) -> Markup | None:
 def cost_section(report: RaceReport) -> Markup | None:
     """Return the cost of a step by phase, and the recorded time that does not count."""
     race = report.race
-    if not any(run.record.of("train") for run in race.runs):
+    if not any(run.record.last_trained for run in race.runs):
         return None
     costs = [_cost_row(race, arm.label) for arm in race.arms]
     for axis in ("flops", "seconds"):
@@ -125,14 +125,12 @@ def _thinned(race: Race) -> int | None:
 def _cost_row(race: Race, label: str) -> dict[str, Any]:
     """Return FLOPs and seconds of a step, and the seconds of phases that do not count, summed over runs."""
     runs = race.of(label)
-    totals = [[e["seconds"] for e in run.record.events if "seconds" in e][-1:] for run in runs]
+    totals = [event["seconds"] for run in runs if (event := run.record.log.last_timed)]
     trained = [run for run in runs if run.costs.budget("steps") > 0]
     flops = [run.costs.budget("flops") / run.costs.budget("steps") for run in trained]
     return {
         "label": label,
         "flops": sum(flops) / len(flops) if flops else None,
         "seconds": sum(race_figures.phase_seconds(runs).values()),
-        "not_counted": {
-            phase: sum(t.get(phase, 0.0) for last in totals for t in last) for phase in COUNTED_OUT
-        },
+        "not_counted": {phase: sum(spent.get(phase, 0.0) for spent in totals) for phase in COUNTED_OUT},
     }

@@ -229,7 +229,7 @@ def _change(events: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _cost(records: Sequence[Record]) -> tuple[float, float]:
     """Return seconds and FLOPs of the readings as shares of training."""
-    last = [record.of("train")[-1] for record in records if record.of("train")]
+    last = [event for record in records if (event := record.last_trained)]
     read = sum(event["seconds"].get("gradients", 0.0) for event in last)
     trained = sum(event["seconds"].get(phase, 0.0) for event in last for phase in TRAINING_PHASES)
     flops = sum(event.get("reading_flops") or 0 for record in records for event in record.of("gradients"))

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.records.early_end import EarlyEnd
 from harness.records.evaluations import Conditions, Evaluation
+from harness.records.event_log import EventLog, log_of
 from harness.records.record import Record
 from reports.stats.curves import Costs
 
@@ -56,6 +57,9 @@ class LogRecord(Record):
             }
             for step, values in self.values.items()
         ]
+
+    def _read_log(self) -> EventLog:
+        return log_of(self.events)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return self.events if kind == "eval" else []

@@ -19,7 +19,7 @@ from reports.race.arms import RaceArm, arms_of
 from reports.race.cells import RaceCell, baseline_first, cells_of, split_arms
 from reports.race.comparability import comparable_axes, values_differ
 from reports.race.conditions import select, text_of
-from reports.race.run import RaceRun, run_of
+from reports.race.run import RaceRun, read_costs, run_of
 from reports.race.study_folder import read_plan, read_study, split_by_plan
 from reports.race.target import cross_all, requested_rules, targets_of
 from reports.stats.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
@@ -165,13 +165,18 @@ def read_race(
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
     if protocol is not None:
         records = select(records, protocol)
+    costs = read_costs(records) if logged is None else {}
     order = {run.id: place for place, run in enumerate(plan.runs)}
     names = dict(study.labels) | dict(labels or {})
     found = arms_of(records, names)
     _check_labels(found, labels or {})
     arms, notes = baseline_first(found, baseline, study.baseline, order)
     metric = _metric(records, metric or study.metric)
-    runs = [run_of(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
+    runs = [
+        run_of(arm.label, seed, record, metric, costs.get(record))
+        for arm in arms
+        for seed, record in arm.runs.items()
+    ]
     axes, axis_notes = comparable_axes(runs)
     empty = Race(
         name=study.name or directories[0].resolve().name,

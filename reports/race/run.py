@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from harness.records.record import Record
+import numpy as np
+
+from harness.records.record import Record, read_ahead
 from reports.race.conditions import conditions_of
 from reports.race.log_records import LogRecord
 from reports.race.protocols import protocols_of
 from reports.stats.crossing import Crossing, crossing, first_crossing
-from reports.stats.curves import Costs, Curve, costs_of, curve_of
+from reports.stats.curves import CLOCK_AXES, Costs, Curve, costs_of, curve_of
 from reports.stats.speedup import Time
 
 
@@ -37,9 +41,14 @@ class RaceRun:
     def evaluated(self) -> bool:
         return self.fit is not None
 
+    @cached_property
+    def status(self) -> str:
+        """The status of the record when it is first used; each look at it asks the disk."""
+        return self.record.status
+
     @property
     def done(self) -> bool:
-        return self.evaluated and self.record.status == "done"
+        return self.evaluated and self.status == "done"
 
     @property
     def complete(self) -> bool:
@@ -48,7 +57,7 @@ class RaceRun:
 
     @property
     def counts(self) -> bool:
-        return self.evaluated and self.record.status in ("done", "failed")
+        return self.evaluated and self.status in ("done", "failed")
 
     @property
     def crosses(self) -> bool:
@@ -88,9 +97,27 @@ class RaceRun:
         return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
 
 
-def run_of(label: str, seed: int, record: Record, metric: str) -> RaceRun:
-    """Read a run: its costs, and its curve if the metric was evaluated."""
-    costs = record.costs if isinstance(record, LogRecord) and record.costs else costs_of(record)
+def read_costs(records: Sequence[Record]) -> dict[Record, Costs]:
+    """Return the costs of records; equal steps, images and FLOPs of several runs are kept once."""
+    known: dict[bytes, np.ndarray] = {}
+
+    def shared(array: np.ndarray) -> np.ndarray:
+        return known.setdefault(hashlib.sha256(array.tobytes()).digest(), array)
+
+    def costs(record: Record) -> Costs:
+        found = costs_of(record)
+        totals = {
+            axis: column if axis in CLOCK_AXES else shared(column) for axis, column in found.totals.items()
+        }
+        return replace(found, steps=totals["steps"], totals=totals)
+
+    return read_ahead(records, costs)
+
+
+def run_of(label: str, seed: int, record: Record, metric: str, costs: Costs | None = None) -> RaceRun:
+    """Read a run: its costs unless they are known, and its curve if the metric was evaluated."""
+    if costs is None:
+        costs = record.costs if isinstance(record, LogRecord) and record.costs else costs_of(record)
     return RaceRun(record, label, seed, costs, metric, curve_of(record, metric))
 
 

@@ -21,7 +21,6 @@ from itertools import permutations
 
 import numpy as np
 from scipy.special import ndtri, stdtr
-from scipy.stats import rankdata
 
 from reports.stats.t_interval import CONFIDENCE, t_interval
 
@@ -64,7 +63,7 @@ def spearman(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDE
 
     Ties get their mean rank, as in scipy.stats.spearmanr.
     """
-    a, b = rankdata(x), rankdata(y)
+    a, b = _ranks(x), _ranks(y)
     n = len(a)
     rho = _pearson(a, b)
     if rho is None:
@@ -99,6 +98,13 @@ def _within(values: Sequence[float], seeds: Sequence[int]) -> np.ndarray:
     """Return the values minus the mean of their seed."""
     x, own = np.asarray(values, dtype=float), np.asarray(seeds)
     return x - np.array([x[own == seed].mean() for seed in own])
+
+
+def _ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    # A third of the time in which a report starts, which few reports need.
+    from scipy.stats import rankdata
+
+    return rankdata(values)
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -140,4 +146,4 @@ def _left_out(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
 def _without_each(x: np.ndarray, y: np.ndarray) -> Iterator[float | None]:
     for left_out in range(len(x)):
         kept = np.arange(len(x)) != left_out
-        yield _pearson(rankdata(x[kept]), rankdata(y[kept]))
+        yield _pearson(_ranks(x[kept]), _ranks(y[kept]))

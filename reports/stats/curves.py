@@ -150,32 +150,43 @@ def costs_of(record: Record) -> Costs:
     Seconds cover the training phases only; evaluation, checkpoints, tracking and warm-up (compilation) are
     left out.
     """
-    lines = {event["step"]: event for event in (*record.of("train"), *record.of("eval"))}
-    events = [lines[step] for step in sorted(lines) if step > 0]
-    seconds = _totals([training_seconds(event["seconds"]) for event in events])
-    devices = [_devices(record, event["step"]) for event in events]
-    steps = _totals([event["step"] for event in events])
-    totals = {
-        "steps": steps,
-        "images": _totals([event["images"] for event in events]),
-        "flops": _totals([event["flops"] for event in events]),
-        "seconds": seconds,
-        "gpu_seconds": _totals(list(np.cumsum(np.diff(seconds) * devices))),
-    }
-    found = Costs(steps, totals)
+    trained, evaluated = record.take_columns(), record.of("eval")
+    steps = np.concatenate([trained.steps, np.array([e["step"] for e in evaluated], dtype=np.int64)])
+    order = np.argsort(steps, kind="stable")
+    # Of several lines at a step the last one counts.
+    kept = order[np.diff(steps[order], append=np.iinfo(np.int64).max) > 0]
+    kept = kept[steps[kept] > 0]
+
+    def totals(column: np.ndarray, values: list[float]) -> np.ndarray:
+        found = np.concatenate([column, np.array(values, dtype=float)])[kept]
+        if np.isnan(found).any():
+            raise UserError(f"run {record.id}: a train line has no images, flops or seconds")
+        return np.concatenate([[0.0], found])
+
+    seconds = totals(trained.seconds, [training_seconds(e["seconds"]) for e in evaluated])
+    at = np.concatenate([[0.0], steps[kept]])
+    devices = _devices(record, at[1:])
+    found = Costs(
+        at,
+        {
+            "steps": at,
+            "images": totals(trained.images, [e["images"] for e in evaluated]),
+            "flops": totals(trained.flops, [e["flops"] for e in evaluated]),
+            "seconds": seconds,
+            "gpu_seconds": np.concatenate([[0.0], np.cumsum(np.diff(seconds) * devices)]),
+        },
+    )
     return found if record.early_end is None else found.of_early_end(record.early_end)
 
 
-def _devices(record: Record, step: int) -> int:
-    """Return the number of devices that a step ran on; resuming may change it."""
-    starts = [start for start in record.environment if start.get("after_step", 0) < step]
-    return starts[-1].get("devices", 1) if starts else 1
+def _devices(record: Record, steps: np.ndarray) -> np.ndarray:
+    """Return the number of devices that each step ran on; resuming may change it."""
+    devices = np.ones(len(steps))
+    for start in record.environment:
+        devices[steps > start.get("after_step", 0)] = start.get("devices", 1)
+    return devices
 
 
 def training_seconds(seconds: dict[str, float]) -> float:
     """Return the sum over the phases that training needs."""
     return sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
-
-
-def _totals(values: list[float]) -> np.ndarray:
-    return np.array([0.0, *values])

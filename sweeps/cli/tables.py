@@ -172,9 +172,9 @@ def _described(state: RunState, directory: Path) -> dict[str, Any]:
 def _measured(run: Path) -> dict[str, Any]:
     """Return the means of a run's last evaluation, and its training seconds."""
     record = Record(run)
-    evaluated, trained = record.of("eval"), record.of("train")
+    evaluated, trained = record.of("eval"), record.last_trained
     metrics = {name: value["mean"] for name, value in evaluated[-1]["metrics"].items()} if evaluated else {}
-    return {"metrics": metrics, "training_seconds": _training_seconds(trained[-1]) if trained else 0.0}
+    return {"metrics": metrics, "training_seconds": _training_seconds(trained) if trained else 0.0}
 
 
 def _training_seconds(event: Mapping[str, Any]) -> float:

@@ -49,7 +49,7 @@ class RunState:
 def read_state(run: PlannedRun, directory: Path) -> RunState:
     """Return the state of a run of the study in a folder."""
     record = Record(directory / run.id)
-    status, step = record.status, read_pace(record.path).step
+    status, step = record.status, read_step(record.path)
     if status != "done":
         return RunState(run, status, step)
     # A run can be longer than this study asks.
@@ -81,13 +81,23 @@ def read_pace(run: Path) -> Pace:
     return Pace(last["step"], last["loss"], rate)
 
 
+def read_step(run: Path) -> int:
+    """Return the step of `read_pace`, for which fewer lines are read."""
+    last = 0
+    for event in _last_events(run / EVENTS, newest_first=True):
+        if event["kind"] == "train":
+            return event["step"]
+        last = last or event["step"]
+    return last
+
+
 def _seconds(event: dict[str, Any]) -> float:
     return sum(event.get("seconds", {}).values())
 
 
-def _last_events(file: Path) -> Iterator[dict[str, Any]]:
+def _last_events(file: Path, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the complete events in the last bytes of a record that may be growing."""
-    for line in read_tail(file).split(b"\n")[:-1]:
+    for line in read_tail(file).split(b"\n")[:-1][:: -1 if newest_first else 1]:
         # The first line may be the end of a longer one.
         try:
             event = parse_json(line)

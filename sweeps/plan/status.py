@@ -11,7 +11,7 @@ from harness.records.evaluations import read_evaluations
 from harness.records.integrity import misfits
 from harness.records.record import Record, failure_reason
 from harness.records.study_folder import PlanEntry, StudyFolder
-from sweeps.plan.run_state import TO_EXTEND, read_pace
+from sweeps.plan.run_state import TO_EXTEND, read_step
 from sweeps.plan.study import run_label
 
 INCOMPLETE = ("failed", "stopped")
@@ -51,13 +51,20 @@ def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -
     }
 
 
+def _is_shorter(record: Record, entry: PlanEntry, step: int) -> bool:
+    """Return whether the study asks for more steps than a finished run, whose last logged step is known."""
+    asked = entry.steps or 0
+    # Most of the time of a status of thousands of runs would be that of reading their specs.
+    return step < asked and asked > (record.steps or 0)
+
+
 def _run(directory: Path, entry: PlanEntry) -> dict[str, Any]:
     record = Record(directory / entry.id)
     status = record.status
     early = record.early_end if status == "done" else None
-    if status == "done" and ((entry.steps or 0) > (record.steps or 0) or (early and not entry.ends_early)):
+    step = read_step(record.path)
+    if status == "done" and (_is_shorter(record, entry, step) or (early and not entry.ends_early)):
         status = TO_EXTEND
-    step = read_pace(record.path).step
     found = {"id": entry.id, "label": run_label(entry.values), "status": status, "step": step}
     if early is not None:
         found["ended"] = str(early)

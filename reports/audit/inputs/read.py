@@ -205,7 +205,7 @@ def _times(record: Record) -> tuple[float | None, float | None]:
     starts = [start["started"] for start in record.environment if "started" in start]
     if not starts:
         return None, None
-    booked = sum(record.events[-1].get("seconds", {}).values()) if record.events else 0.0
+    booked = sum(record.log.last.get("seconds", {}).values()) if record.log.last else 0.0
     return starts[0], max(starts[-1], starts[0] + 1000 * booked)
 
 
