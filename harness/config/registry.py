@@ -35,6 +35,7 @@ METHODS = {
     "internal_guidance": "methods.internal_guidance:InternalGuidance",
     "tread": "methods.tread:Tread",
     "sprint": "methods.sprint:Sprint",
+    "pixelrepa": "methods.pixelrepa:PixelRepa",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",

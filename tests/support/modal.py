@@ -51,6 +51,7 @@ REFUSED = {
     ("joint", "gram"): "reads one modality",
     ("joint", "haste"): "reads one modality",
     ("joint", "reg"): "reads one modality",
+    ("joint", "pixelrepa"): "reads one modality",
     ("joint", "sra2"): "predicts patches",
 }
 """Why a method cannot run on a modality."""
