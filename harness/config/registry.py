@@ -31,6 +31,7 @@ METHODS = {
     "layersync": "methods.layersync:LayerSync",
     "dispersive": "methods.dispersive:Dispersive",
     "sra2": "methods.sra2:Sra2",
+    "dupa": "methods.dupa:Dupa",
     "contrastive_flow": "methods.contrastive_flow:ContrastiveFlow",
     "internal_guidance": "methods.internal_guidance:InternalGuidance",
     "tread": "methods.tread:Tread",

@@ -93,10 +93,14 @@ class Draw:
     """Other draws of the method, by name."""
     route: Route | None = None
     """Tokens of the student's pass that skip some blocks; None for none."""
+    twin: Draw | None = None
+    """Another draw for the same samples, of a method that compares two noisings of one; None for none."""
 
     def to(self, device: torch.device) -> Draw:
         """Return the draws on a device."""
         extra = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
         groups = None if self.groups is None else self.groups.to(device, non_blocking=True)
         route = None if self.route is None else self.route.to(device)
-        return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), groups, extra, route)
+        twin = None if self.twin is None else self.twin.to(device)
+        noise = self.noise.to(device, non_blocking=True)
+        return Draw(noise, self.times.to(device), groups, extra, route, twin)
