@@ -17,6 +17,8 @@ from harness.runtime.random_streams import Streams
 
 FINAL = re.compile(r"final_layer(s\.\d+)?\.linear")
 """Names of the linear layers that predict a velocity: of the last layer, and of further ones."""
+EMBEDDER = re.compile(r"(^|\.)[ty]_embedder\.")
+"""Names of the embeddings of times and labels: of the network, and of a method's adapter."""
 
 
 @torch.no_grad()
@@ -57,7 +59,7 @@ def _initial(name: str, shape: torch.Size, streams: Streams, stream: str) -> Ten
         return 0.02 * streams.normal(stream, [0], shape)[0]
     if len(shape) < 2 or "adaLN_modulation" in name or FINAL.match(name):
         return torch.zeros(shape)
-    if name.startswith(("t_embedder.", "y_embedder.")):
+    if EMBEDDER.search(name):
         return 0.02 * streams.normal(stream, [0], shape)[0]
     fan_out, fan_in = shape[0], math.prod(shape[1:])
     bound = math.sqrt(6 / (fan_in + fan_out))

@@ -31,6 +31,7 @@ METHODS = {
     "layersync": "methods.layersync:LayerSync",
     "dispersive": "methods.dispersive:Dispersive",
     "sra2": "methods.sra2:Sra2",
+    "dupa": "methods.dupa:Dupa",
     "contrastive_flow": "methods.contrastive_flow:ContrastiveFlow",
     "internal_guidance": "methods.internal_guidance:InternalGuidance",
     "tread": "methods.tread:Tread",
@@ -39,6 +40,7 @@ METHODS = {
     "reed": "methods.reed:Reed",
     "sprint": "methods.sprint:Sprint",
     "self_transcendence": "methods.self_transcendence:SelfTranscendence",
+    "pixelrepa": "methods.pixelrepa:PixelRepa",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",

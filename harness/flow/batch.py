@@ -95,6 +95,8 @@ class Draw:
     """Tokens of the student's pass that skip some blocks; None for none."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """Draws that all samples of a step share, by name, whatever their micro-batch."""
+    twin: Draw | None = None
+    """Another draw for the same samples, of a method that compares two noisings of one; None for none."""
 
     def to(self, device: torch.device) -> Draw:
         """Return the draws on a device."""
@@ -104,5 +106,6 @@ class Draw:
         )
         groups = None if self.groups is None else self.groups.to(device, non_blocking=True)
         route = None if self.route is None else self.route.to(device)
+        twin = None if self.twin is None else self.twin.to(device)
         noise = self.noise.to(device, non_blocking=True)
-        return Draw(noise, self.times.to(device), groups, extra, route, shared)
+        return Draw(noise, self.times.to(device), groups, extra, route, shared, twin)

@@ -138,7 +138,8 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
     """Phases are those of `needs`. The teacher costs at most one forward pass.
 
     The student costs a plain step with the same number of times, within the factors that the method declares,
-    and 3 x 2 FLOPs per token and weight of the method. Modules named `pooled_...` read one vector per sample.
+    and 3 x 2 FLOPs per token and weight of the method that tokens pass. Modules named `pooled_...` read one
+    vector per sample.
     """
     objective = made(method, LATENT)
     needs = objective.needs()
@@ -147,11 +148,9 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
     flows = cost_with_levels(needs.times or LATENT.tokens)
     phases = {"teacher": needs.teacher, "encoder": bool(needs.encoders)}
     assert ours.keys() - flows.keys() == {name for name, needed in phases.items() if needed}
-    heads = sum(
-        6 * 4 * (1 if name.startswith("pooled_") else LATENT.tokens) * p.numel()
-        for name, p in objective.named_parameters()
-        if p.dim() > 1
-    )
+    # A method with twins passes both through its weights.
+    passes = 1 if made(method).draw(STREAMS, batch(needs)).twin is None else 2
+    heads = 6 * 4 * weights_of_sample(objective, LATENT.tokens) * passes
     least, most = method.student_cost
     assert least * flows["student"] <= ours["student"] - heads <= most * flows["student"]
     assert not needs.teacher or 0 < ours["teacher"] <= 0.35 * flows["student"]
@@ -160,6 +159,16 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
     added = parameters(SiT(objective.setting.backbone)) - parameters(SiT(LATENT))
     assert ours["ema"] == flows["ema"] + EMA_FLOPS * added
     assert ours["optimizer"] == flows["optimizer"] + OPTIMIZER_FLOPS * (parameters(objective) + added)
+
+
+def weights_of_sample(objective: Method, tokens: int) -> int:
+    """Return the number of products of a sample with weights, without those of conditions."""
+    of_conditions = ("adaLN_modulation", "t_embedder", "y_embedder")
+    return sum(
+        p.numel() * (1 if name.startswith("pooled_") else tokens)
+        for name, p in objective.named_parameters()
+        if p.dim() > 1 and not any(part in name for part in of_conditions)
+    )
 
 
 @cache

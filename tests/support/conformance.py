@@ -122,4 +122,5 @@ def drawn(draw: Draw) -> dict[str, Tensor]:
         "kept": None if draw.route is None else draw.route.kept,
         "dropped": None if draw.route is None else draw.route.dropped,
     }
-    return {name: value for name, value in (every | draw.extra).items() if value is not None}
+    twin = {} if draw.twin is None else {f"twin/{name}": value for name, value in drawn(draw.twin).items()}
+    return {name: value for name, value in (every | draw.extra).items() if value is not None} | twin

@@ -1,0 +1,103 @@
+"""PixelREPA: its masked adapter against released code, what the adapter depends on, and its settings.
+
+The expected numbers are those of kaist-cvml/PixelREPA 5181608 on a CPU: `Denoiser.forward_mta` of
+denoiser_pixelREPA.py, whose `masked_transformer_adapter` is `MaskedTransformerAdapter(input_size=8,
+patch_size=2, out_channels=..., hidden_size=16, depth=2, num_heads=2, in_context_len=4, num_classes=4)` of
+model_pixelREPA.py with its initial blocks, which change no token, and tokens, features, mask token, mask and
+projection of `filled`. Attention runs on a CPU, and `TORCHDYNAMO_DISABLE=1`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harness.backbone.initialize import initialize
+from harness.backbone.network import Prediction
+from harness.backbone.sit import SiTConfig
+from harness.backbone.sizes import Size
+from harness.backbone.times import Times
+from harness.config.spec import BackboneSpec, Schedule
+from harness.flow.batch import Batch, Draw, View
+from harness.flow.student import Student
+from methods.common.method import Needs
+from methods.pixelrepa import MASKED, MaskedAdapter, PixelRepa
+from tests.support.conformance import STREAMS, batch, made, network
+
+CONFIG = SiTConfig(Size(3, 16, 2), 2, (3, 8, 8), 4)
+TOKENS = (2, 16, 16)
+TIMES = Times.per_sample(torch.tensor([0.3, 0.8]))
+LABELS = torch.tensor([1, 3])
+
+
+def filled(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return values that need no random generator."""
+    place = 1.7 * torch.arange(math.prod(shape), dtype=torch.float64)
+    return (0.3 * torch.cos(place + sum(map(ord, name)) % 97)).float().reshape(shape)
+
+
+@pytest.mark.parametrize(("dim", "expected"), [(16, 0.800284743309021), (12, 1.0012438297271729)])
+def test_loss_equals_that_of_released_code(dim: int, expected: float) -> None:
+    """Without a projection, since the widths are equal, and with it."""
+    method = PixelRepa.build(PixelRepa.Config(layer=2), CONFIG, encoder_dims=(dim,))
+    initialize(method, STREAMS)
+    with torch.no_grad():
+        method.adapters[0].mask_token.copy_(filled("mask_token", (16,)))
+        for name, parameter in method.adapters[0].projection.named_parameters():
+            parameter.copy_(filled(name, tuple(parameter.shape)))
+    x0, view = torch.zeros(2, 3, 8, 8), View(filled("features", (2, 16, dim)))
+    given = Batch(np.arange(2), x0, LABELS, LABELS, views=(view,))
+    masked = filled("mask", (2, 16)) / 0.6 + 0.5 <= 0.2
+    draw = Draw(x0, TIMES, extra={MASKED: masked})
+    prediction = Prediction(x0, {2: filled("hidden", TOKENS)})
+    student = Student(network(0, CONFIG), None, CONFIG)
+    assert method.align(student, given, draw, prediction).item() == pytest.approx(expected, abs=1e-6)
+
+
+@torch.no_grad()
+def test_adapter_depends_on_time_label_place_and_tokens_that_are_not_masked() -> None:
+    adapter = MaskedAdapter(CONFIG, 2, 12)
+    for parameter in adapter.parameters():
+        parameter.copy_(
+            torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        )
+    h, masked = filled("hidden", TOKENS), torch.arange(16).expand(2, -1) % 5 == 0
+    before = adapter(h, masked, TIMES, LABELS)
+    assert torch.equal(before, adapter(torch.where(masked[:, :, None], h + 1, h), masked, TIMES, LABELS))
+    others = (
+        adapter(torch.where(masked[:, :, None], h, h.square()), masked, TIMES, LABELS),
+        adapter(h, masked, Times.per_sample(torch.tensor([0.4, 0.9])), LABELS),
+        adapter(h, masked, TIMES, LABELS - 1),
+        adapter(h.flip(1), masked.flip(1), TIMES, LABELS).flip(1),
+    )
+    assert [bool(torch.isclose(other, before).all(dim=2).any()) for other in others] == 4 * [False]
+
+
+def test_share_of_masked_tokens_is_the_ratio() -> None:
+    """Each token independently, as in the release; none is drawn after the last step with alignment."""
+    method = made(PixelRepa, schedule=Schedule(until=3))
+    early, late = (method.draw(STREAMS, batch(Needs(), 500, step=step)).extra for step in (3, 4))
+    shares = early[MASKED].float().mean(dim=0)
+    assert ((shares - 0.2).abs() < 4 * math.sqrt(0.2 * 0.8 / 500)).all() and not late
+
+
+def test_mask_token_and_embeddings_start_as_released() -> None:
+    """Normal draws of standard deviation 0.02, and blocks that change no token."""
+    adapter = made(PixelRepa).adapters[0]
+    for values in (
+        adapter.mask_token,
+        adapter.t_embedder.mlp[0].weight,
+        adapter.y_embedder.embedding_table.weight,
+    ):
+        assert 0.012 < values.std().item() < 0.028
+    assert not any(block.adaLN_modulation[1].weight.any() for block in adapter.blocks)
+    assert (adapter.projection.norm.weight == 1).all()
+
+
+def test_default_layer_is_that_before_the_released_class_tokens() -> None:
+    layers = {size: PixelRepa.Config().resolved(BackboneSpec(size=size)).layer for size in ("B", "L")}
+    assert layers == {"B": 4, "L": 8}
