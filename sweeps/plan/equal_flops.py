@@ -50,8 +50,8 @@ def _check_schedules(study: Study, runs: Sequence[tuple[Mapping[str, Any], RunSp
     if scheduled and len(cells) > 1:
         raise UserError(
             f"study {study.name}: budget.flops_per_run gives runs different steps, and {scheduled} makes "
-            "steps a condition of a run, so arms of several cells could not be compared; leave out one of the "
-            "two, or the axes beside the method"
+            "steps a condition of a run, so arms of several cells could not be compared; leave out one of "
+            "the two, or the axes beside the method"
         )
 
 
