@@ -1,6 +1,6 @@
 """The number of steps of each run of a study that gives every run the same FLOPs (`budget.flops_per_run`).
 
-FLOPs are those of the training: student, teacher, encoder, optimizer and EMA. A run has as many steps as fit,
+FLOPs are those of the training: student, teacher, encoder, optimizer and EMA. A run has the steps that fit,
 so it is less than one step short of the budget, and an arm whose steps cost less has more of them.
 """
 
@@ -51,7 +51,7 @@ def _check_schedules(study: Study, runs: Sequence[tuple[Mapping[str, Any], RunSp
         raise UserError(
             f"study {study.name}: budget.flops_per_run gives runs different steps, and {scheduled} makes "
             "steps a condition of a run, so arms of several cells could not be compared; leave out one of "
-            "the two, or the axes beside the method"
+            "the two, or the axes other than the method"
         )
 
 

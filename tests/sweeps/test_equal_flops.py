@@ -1,4 +1,4 @@
-"""Runs of equal FLOPs: every run of a study has the steps that fit, and plan, report and audit say so."""
+"""Runs of equal FLOPs: every run of a study has the steps that fit. Plan, report and audit state it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def planned(per_run: float | str, **other: Any) -> list[PlannedRun]:
 def test_every_run_is_less_than_a_step_short_of_the_budget(per_run: float | str) -> None:
     runs = planned(per_run)
     costs = {run.spec.method.name: count_spec(run.spec) for run in runs}
-    budget = costs["flow"].total if per_run == "baseline" else per_run
+    budget = per_run if isinstance(per_run, float) else costs["flow"].total
     for cost in costs.values():
         assert budget - cost.step < cost.total <= budget
     steps = {name: cost.steps for name, cost in costs.items()}
@@ -109,9 +109,8 @@ def test_report_and_audit_say_that_flops_were_equal(tmp_path: Path, equal: bool)
         grid = [*range(100, 2501, 100), *([2666] if equal else [])]
         write_run(tmp_path / f"tread-{seed}", "tread", seed, flops=750_000, grid=grid)
     sentence = "equal counted FLOPs (2e+09) and not equal steps: from 2,000 to 2,666"
-    claim = Claim(
-        name="c", candidate="tread", baseline="flow", metric=METRIC, target=50.0, factor=1.1, axis="flops"
-    )
+    named = {"name": "c", "candidate": "tread", "baseline": "flow", "metric": METRIC}
+    claim = Claim.model_validate({**named, "target": 50.0, "factor": 1.1, "axis": "flops"})
     audited = notes(audit_claim(claim, read_logs([str(tmp_path)], claim)))
     for said in (caveats_of(read_race([tmp_path])), audited):
         assert any(sentence in one for one in said) == equal

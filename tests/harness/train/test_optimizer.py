@@ -1,4 +1,4 @@
-"""Optimizers: each updates a network as its paper says, is counted, and continues to the same bits.
+"""Optimizers: each updates a network by the rule of its paper, is counted, and continues to the same bits.
 
 Closed forms are those of the first step, in float64.
 """
@@ -44,10 +44,11 @@ def stepped(*settings: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return for each parameter its gradient and its update per learning rate, without weight decay."""
     learned = parameters()
     before = {name: p.detach().double().numpy().copy() for name, p in learned.items()}
+    gradients = {name: p.grad.double().numpy() for name, p in learned.items() if p.grad is not None}
     build_optimizer(tiny(*SETTINGS, *settings), learned).step()
     return {
         name: (
-            p.grad.double().numpy(),
+            gradients[name],
             (before[name] * (1 - RATE * DECAY) - p.detach().double().numpy()) / RATE,
         )
         for name, p in learned.items()
