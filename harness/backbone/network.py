@@ -49,6 +49,8 @@ class BackboneConfig:
     """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
     outputs: tuple[int, ...] = ()
     """Layers (1-based) that have a further final layer, which predicts a velocity from their output."""
+    bottleneck: int = 0
+    """Channels between the two linear layers that embed a patch of the first part; 0 for one layer."""
     prediction: PredictionKind = "velocity"
     """The output of the final layers. From `x`, a clean sample, the velocity is computed (prediction.py)."""
 
@@ -181,7 +183,7 @@ class Backbone(nn.Module):
     def _build_embedders(self) -> None:
         """Add the embedders of the first part and of times."""
         width = self.config.size.width
-        self.x_embedder = PatchEmbed(self.config.parts[0], width)
+        self.x_embedder = PatchEmbed(self.config.parts[0], width, self.config.bottleneck)
         self.t_embedder = TimestepEmbedder(width)
 
     def _build_positions(self) -> None:

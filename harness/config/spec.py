@@ -143,6 +143,9 @@ class BackboneSpec(Section, HasParts):
     """Registered size, see `flowrace list sizes`, or DEPTHxWIDTHxHEADS such as 6x64x4."""
     patch: int = Field(default=2, ge=1, le=SIDE)
     """Side of a token in pixels, or its length in spectrogram frames for sound."""
+    bottleneck: int = Field(default=0, ge=0, le=SIDE, json_schema_extra=HASHED_IF_SET)
+    """Channels between two linear layers that embed a patch, as in JiT (128 for B and L, 256 for H); 0 for
+    one layer."""
     patch_time: int = Field(default=1, ge=1, le=SIDE, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
     parts: BackboneParts = BackboneParts()
