@@ -128,10 +128,11 @@ def test_optimizer_is_another_trajectory_only_if_it_is_set() -> None:
 def test_run_that_continues_has_the_same_bits(tmp_path: Path, name: str) -> None:
     if name == "adam_atan2":
         pytest.importorskip("adam_atan2_pytorch", reason="needs the extra optimizers")
-    chosen = f"optimizer.name={name}"
-    unbroken = trained(tiny(chosen), tmp_path / "unbroken")
-    trained(tiny(chosen, "train.steps=5"), tmp_path / "broken")
-    continued = trained(tiny(chosen), tmp_path / "broken")
+    # With the decay of the learning rate that knows no last step.
+    chosen = (f"optimizer.name={name}", "train.decay=inverse_sqrt", "train.decay_after=4")
+    unbroken = trained(tiny(*chosen), tmp_path / "unbroken")
+    trained(tiny(*chosen, "train.steps=5"), tmp_path / "broken")
+    continued = trained(tiny(*chosen), tmp_path / "broken")
     assert weights(continued) == weights(unbroken)
     assert losses(unbroken) != losses(trained(tiny(), tmp_path / "adamw"))
     file = checkpoint_files.checkpoints(continued.path / "checkpoints")[-1]
