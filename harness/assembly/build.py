@@ -61,6 +61,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
             patch_time=settings.patch_time,
             beside=tuple(Part(other, (settings.parts.of(kind_of(other)).patch,)) for other in further),
             positions=settings.positions,
+            bottleneck=settings.bottleneck,
             prediction=spec.flow.prediction,
             **own,
         )

@@ -18,7 +18,16 @@ from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_setting, nested_spec
-from harness.config.spec import DataSpec, EvalSpec, FlowSpec, MethodConfig, OptimizerSpec, RunSpec, TextSpec
+from harness.config.spec import (
+    DataSpec,
+    EvalSpec,
+    FlowSpec,
+    MethodConfig,
+    OptimizerSpec,
+    RunSpec,
+    TextSpec,
+    TrainSpec,
+)
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
@@ -233,6 +242,11 @@ def _check_read(spec: RunSpec, where: str) -> None:
         raise UserError(
             f"{where}: flow.gamma = {spec.flow.gamma:g} is read only with flow.weighting = 'min_snr', and "
             f"this is '{spec.flow.weighting}'; leave it out"
+        )
+    if spec.train.decay != "inverse_sqrt" and spec.train.decay_after != TrainSpec().decay_after:
+        raise UserError(
+            f"{where}: train.decay_after = {spec.train.decay_after} is read only with train.decay = "
+            f"'inverse_sqrt', and this is '{spec.train.decay}'; leave it out"
         )
     for name in ("momentum", "adjust_lr"):
         value = getattr(spec.optimizer, name)

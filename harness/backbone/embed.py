@@ -16,15 +16,23 @@ from harness.backbone.tokens import Part
 class PatchEmbed(nn.Module):
     """Patches of a part as tokens, by one convolution with the patch as stride.
 
-    The frames of a video token are channels of the convolution, and audio is an image of one row.
+    The frames of a video token are channels of the convolution, and audio is an image of one row. With a
+    bottleneck, two linear layers without a nonlinearity embed a patch, of which the first has no bias (JiT,
+    arXiv 2511.13720, section 4).
     """
 
-    def __init__(self, part: Part, width: int) -> None:
+    def __init__(self, part: Part, width: int, bottleneck: int = 0) -> None:
         super().__init__()
         self.part = part
         *frames, rows, columns = (1, *part.patch) if part.kind == "audio" else part.patch
         self.frames = math.prod(frames)
-        self.proj = nn.Conv2d(part.shape[0] * self.frames, width, (rows, columns), stride=(rows, columns))
+        channels, patch = part.shape[0] * self.frames, (rows, columns)
+        if bottleneck:
+            self.reduce = nn.Conv2d(channels, bottleneck, patch, stride=patch, bias=False)
+            self.proj = nn.Conv2d(bottleneck, width, 1)
+        else:
+            self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        self.has_bottleneck = bool(bottleneck)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, T, D) of samples (B, C, *axes)."""
@@ -38,6 +46,8 @@ class PatchEmbed(nn.Module):
         return tokens.reshape(B, -1, tokens.shape[-1])
 
     def _tokens(self, planes: Tensor) -> Tensor:
+        if self.has_bottleneck:
+            planes = self.reduce(planes)
         # Contiguous tokens: with the memory layout of the convolution, every block would be slower.
         return self.proj(planes).flatten(2).transpose(1, 2).contiguous()
 

@@ -52,6 +52,8 @@ class BackboneConfig:
     fused: tuple[int, ...] = ()
     """First and last block (1-based) whose output a linear layer joins with the tokens before them
     (routing.py); () for none."""
+    bottleneck: int = 0
+    """Channels between the two linear layers that embed a patch of the first part; 0 for one layer."""
     prediction: PredictionKind = "velocity"
     """The output of the final layers. From `x`, a clean sample, the velocity is computed (prediction.py)."""
     given: tuple[int, ...] = ()
@@ -231,7 +233,7 @@ class Backbone(nn.Module):
     def _build_embedders(self) -> None:
         """Add the embedders of the first part and of times."""
         width = self.config.size.width
-        self.x_embedder = PatchEmbed(self.config.parts[0], width)
+        self.x_embedder = PatchEmbed(self.config.parts[0], width, self.config.bottleneck)
         self.t_embedder = TimestepEmbedder(width)
 
     def _build_positions(self) -> None:

@@ -1,4 +1,4 @@
-"""What a network predicts: the velocity, or the clean sample, from which the velocity follows.
+"""The output of a network: the velocity, or the clean sample, from which the velocity follows.
 
 x-prediction with velocity loss is JiT's choice ("Back to Basics: Let Denoising Generative Models Denoise",
 Li & He, arXiv 2511.13720, Algorithms 1 and 2). JiT counts time from noise to data, z = t x + (1 - t) e, and

@@ -146,6 +146,9 @@ class BackboneSpec(Section, HasParts):
     """Registered size, see `flowrace list sizes`, or DEPTHxWIDTHxHEADS such as 6x64x4."""
     patch: int = Field(default=2, ge=1, le=SIDE)
     """Side of a token in pixels, or its length in spectrogram frames for sound."""
+    bottleneck: int = Field(default=0, ge=0, le=SIDE, json_schema_extra=HASHED_IF_SET)
+    """Channels between two linear layers that embed a patch, as in JiT (128 for B and L, 256 for H); 0 for
+    one layer."""
     patch_time: int = Field(default=1, ge=1, le=SIDE, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
     parts: BackboneParts = BackboneParts()
@@ -236,6 +239,8 @@ class StartSpec(Section):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+DECAYS_TO_THE_END = ("linear", "cosine")
+"""Decays of the learning rate that depend on the number of steps of a run."""
 
 
 class OptimizerSpec(Section):
@@ -268,9 +273,14 @@ class TrainSpec(Section):
     """Weight decay, decoupled from the gradient."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up of the learning rate."""
-    decay: Literal["none", "linear", "cosine"] = Field(default="none", json_schema_extra=HASHED_IF_SET)
-    """Decay of the learning rate to zero between the warm-up and the last step. The number of steps is then
-    part of the run's trajectory, so such a run cannot be extended."""
+    decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = Field(
+        default="none", json_schema_extra=HASHED_IF_SET
+    )
+    """Decay of the learning rate: `linear` or `cosine` to zero between the warm-up and the last step, so that
+    the number of steps is part of the run's trajectory and the run cannot be extended; or `inverse_sqrt` from
+    `decay_after` on, as in EDM2, which knows no last step."""
+    decay_after: int = Field(default=70_000, ge=1, le=STEPS, json_schema_extra=HASHED_IF_SET)
+    """Step t from which the learning rate falls as sqrt(t / step) (inverse_sqrt only)."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
     label_drop: float = Field(default=0.1, ge=0, le=1)
@@ -569,7 +579,7 @@ class RunSpec(Section):
     @property
     def horizon(self) -> str:
         """The setting that makes the number of steps part of the trajectory; empty if none does."""
-        return "train.decay" if self.train.decay != "none" else self.method.horizon
+        return "train.decay" if self.train.decay in DECAYS_TO_THE_END else self.method.horizon
 
     @property
     def legacy_id(self) -> str:

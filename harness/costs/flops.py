@@ -44,7 +44,7 @@ class Cost:
     """Last step that costs `per_step`; later ones cost `per_step_after`."""
     per_step_after: dict[str, int] = field(default_factory=dict)
     saved_numbers: int = 0
-    """Numbers in a checkpoint beside the EMA: learned parameters, and what the optimizer keeps for them."""
+    """Numbers in a checkpoint without the EMA: learned parameters, and what the optimizer keeps for them."""
 
     @property
     def step(self) -> int:
@@ -164,7 +164,7 @@ def _on_meta(
 def _count_step(
     method: TrainingMethod, spec: RunSpec, step: int, encoders: Sequence[Encoder | Architecture]
 ) -> tuple[dict[str, int], int]:
-    """Return the FLOPs of a step by phase, and how many numbers a checkpoint has beside the EMA."""
+    """Return the FLOPs of a step by phase, and the numbers in a checkpoint without the EMA."""
     backbone = method.setting.backbone
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)

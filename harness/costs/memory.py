@@ -54,7 +54,7 @@ class Footprint:
     """Backbone and the method's modules, in float32."""
     gradients: int
     optimizer: int
-    """What the optimizer keeps, for AdamW two moments."""
+    """Tensors of the optimizer, for AdamW two moments."""
     ema: int
     activations: int
     """Peak on top of weights, optimizer and EMA: activations, or gradients and the remaining activations."""

@@ -16,9 +16,9 @@ from harness.config.spec import OptimizerSpec
 
 OPTIMIZER_FLOPS = 15
 """FLOPs per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without
-weight decay). Adam-atan2 has as many: a factor in place of the epsilon."""
+weight decay). Adam-atan2 has the same number: a factor in place of the epsilon."""
 MUON_FLOPS = 14
-"""FLOPs per number of a matrix, beside the products: gradient norm and clip 3, momentum 3, Nesterov 3,
+"""FLOPs per number of a matrix, without the products: gradient norm and clip 3, momentum 3, Nesterov 3,
 division by the matrix's norm 3, update 2."""
 
 

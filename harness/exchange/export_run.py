@@ -96,6 +96,11 @@ def _config(spec: RunSpec, network: dict[str, Tensor]) -> BackboneConfig:
     size, patch = size_named(spec.backbone.size), spec.backbone.patch
     if size is None:
         raise UserError(f"backbone.size = {spec.backbone.size} is unknown")
+    if spec.backbone.bottleneck:
+        raise UserError(
+            f"released layouts embed a patch by one layer; this run has backbone.bottleneck = "
+            f"{spec.backbone.bottleneck}"
+        )
     embedder, code = network["x_embedder.proj.weight"], network.get("pos_embed")
     side = math.isqrt(code.shape[1]) if code is not None else 0
     channels, rows, columns = embedder.shape[1:]

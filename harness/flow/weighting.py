@@ -33,7 +33,7 @@ from harness.config.spec import FlowSpec
 
 FEATURES = 128
 NEAREST_END = 1e-4
-"""The distance of the nearest time to 0 and 1 that has a feature of its own."""
+"""The distance of the nearest time to 0 and 1 that has separate features."""
 
 
 class Weights(NamedTuple):

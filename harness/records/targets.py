@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.spec import DECAYS_TO_THE_END
 from harness.errors import UserError
 from harness.records.flatten import flatten
 from harness.records.record import Record
@@ -199,7 +200,7 @@ def _cell_fields(spec: Mapping) -> dict[str, object]:
     """
     fields = flatten(spec)
     ignored = ("method.", "runtime.", "tracking.", "eval.")
-    decays = fields.get("train.decay", "none") != "none"
+    decays = fields.get("train.decay", "none") in DECAYS_TO_THE_END
     free = {"seed"} if decays else {"seed", "train.steps"}
     return {
         path: value for path, value in fields.items() if path not in free and not path.startswith(ignored)

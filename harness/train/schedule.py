@@ -19,8 +19,13 @@ def set_learning_rate(optimizer: RunOptimizer, train: TrainSpec, step: int) -> f
 def learning_rate_factor(train: TrainSpec, step: int) -> float:
     """Return the factor of the learning rate at a step (1-based).
 
-    It rises linearly to 1 over the warm-up. Then it is constant, or decays to 0 after the last step.
+    It rises linearly to 1 over the warm-up. Then it is constant, or decays to 0 after the last step. The
+    decay `inverse_sqrt` is sqrt(decay_after / step) from that step on, and multiplies the warm-up (EDM2,
+    arXiv 2312.02696; its training_loop.py).
     """
+    if train.decay == "inverse_sqrt":
+        rise = min(step / train.warmup_steps, 1.0) if train.warmup_steps else 1.0
+        return rise / math.sqrt(max(step / train.decay_after, 1.0))
     if step < train.warmup_steps:
         return step / train.warmup_steps
     if train.decay == "none":

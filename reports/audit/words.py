@@ -10,7 +10,7 @@ from reports.audit.curve_shape import ends_above, horizon
 from reports.audit.inputs.claim import Claim, claim_hash
 from reports.audit.preconditions import clock_problem, differing_settings
 from reports.race.verdict import FEWER
-from reports.stats.curves import AXES, CLOCK_AXES
+from reports.stats.curves import AXES, CLOCK_AXES, equal_flops
 from reports.stats.mlperf import RULE
 from reports.stats.number_format import factor, interval, quantity
 from reports.stats.speedup import MOST, Speedup, closed_ends
@@ -272,19 +272,20 @@ def _about_dual(found: Audit) -> list[str]:
 
 
 def _about_budgets(found: Audit) -> list[str]:
-    """Return a note about times beyond the common budget of an axis.
+    """Return notes about runs of equal FLOPs, and about times beyond the common budget of an axis.
 
     A run with slow steps may reach the target within the common steps, but not within the common seconds.
     """
-    gains = found.gains or {}
+    gains, equal = found.gains or {}, equal_flops(log.costs for log in found.logs.finished.all)
+    about = [equal] if equal else []
     if found.claim.axis not in gains:
-        return []
+        return about
     base = min(_lost(gain) for gain in gains.values())
     cut = {axis: _lost(gain) - base for axis, gain in gains.items() if _lost(gain) > base}
     if not cut:
-        return []
+        return about
     counts = ", ".join(f"{count} in {FEWER[axis].removeprefix('fewer ')}" for axis, count in cut.items())
-    return [f"Times beyond the smallest budget of any run count as bounds: {counts}."]
+    return [*about, f"Times beyond the smallest budget of any run count as bounds: {counts}."]
 
 
 def _lost(gain: Speedup) -> int:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from harness.config.encoder_fields import encoder_name, without_locations
 from harness.config.parts import flat_path
-from harness.config.spec import HASHED_IF_SET, NOT_HASHED, RunSpec
+from harness.config.spec import DECAYS_TO_THE_END, HASHED_IF_SET, NOT_HASHED, RunSpec
 from harness.errors import UserError, unknown
 from harness.records.record import Record
 
@@ -105,7 +105,7 @@ def trajectory_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
     Evaluation and the number of steps are not among them, because a run can be measured again and extended.
     """
     fields = arm_fields(spec)
-    decays = fields.get("train.decay", "none") != "none"
+    decays = fields.get("train.decay", "none") in DECAYS_TO_THE_END
     return {
         path: value
         for path, value in fields.items()

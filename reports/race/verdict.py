@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from reports.race.comparability import values_differ
 from reports.race.metric_notes import about_metric
 from reports.race.race import Race
+from reports.stats.curves import equal_flops
 from reports.stats.number_format import factor, interval
 from reports.stats.speedup import Speedup, Time, closed_ends, speedup
 
@@ -250,7 +251,17 @@ def _about_budgets(race: Race) -> list[str]:
                 f"smallest budget of any run{_of_cell(race)} and count as bounds there: longer runs or a "
                 "higher target would resolve more."
             )
-    return caveats
+    return [*_about_equal_flops(race), *caveats]
+
+
+def _about_equal_flops(race: Race) -> list[str]:
+    """Return the sentence about each cell whose runs had equal FLOPs instead of equal steps."""
+    sentences = []
+    for cell in race.cells:
+        found = equal_flops(run.costs for run in race.runs if run.arm in cell.arms and run.done)
+        if found:
+            sentences.append(found if len(race.cells) == 1 else f"{cell.label}: {found}")
+    return sentences
 
 
 def _of_cell(race: Race) -> str:

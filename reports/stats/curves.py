@@ -6,7 +6,7 @@ A metric here is positive and better when lower (a distance).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,6 +71,20 @@ class Costs:
         counted."""
         counted = {"steps": float(end.steps), "images": float(end.images), "flops": float(end.flops)}
         return replace(self, given={axis: value for axis, value in counted.items() if axis in self.totals})
+
+
+def equal_flops(costs: Iterable[Costs]) -> str:
+    """Return the sentence about runs of different steps and equal FLOPs, each less than a step short of the
+    most (`budget.flops_per_run` of a study); empty for other runs."""
+    known = [one for one in costs if one.knows("steps") and one.knows("flops")]
+    steps = [one.budget("steps") for one in known if one.budget("steps") > 0]
+    flops = [one.budget("flops") for one in known if one.budget("steps") > 0]
+    if len({*steps}) < 2 or max(flops) - min(flops) >= max(f / n for f, n in zip(flops, steps, strict=True)):
+        return ""
+    return (
+        f"The runs had equal counted FLOPs ({max(flops):.3g}) and not equal steps: from {min(steps):,.0f} to "
+        f"{max(steps):,.0f}, as many as fit."
+    )
 
 
 def fit(

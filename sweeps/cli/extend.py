@@ -77,8 +77,13 @@ def extend(
             f"{path} is neither a run nor a study; give the --out folder of a sweep, or a run in it"
         )
     study = load_study(str(folder.study_file), (f"train.steps={steps}",))
+    if isinstance(study.budget.flops_per_run, float):
+        raise UserError(
+            f"--steps {steps}: budget.flops_per_run = {study.budget.flops_per_run:g} sets the steps of this "
+            f"study's runs; raise it in the study's file and run flowrace sweep FILE --out {path}"
+        )
     for run in make_plan(study, path).runs:
-        _check_longer(path / run.id, run.spec, steps)
+        _check_longer(path / run.id, run.spec, run.spec.train.steps)
     run_study(study, path, launch, Outputs(track, no_track, no_report, as_json))
 
 

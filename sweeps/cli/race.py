@@ -161,7 +161,7 @@ def _print_unfinished(results: Mapping[str, Any], as_json: bool) -> NoReturn:
 
 def _print_expected(found: Any, plan: StudyPlan, directory: Path, spread: float, as_json: bool) -> None:
     """Print the plan, and what to expect under the claimed speed-up, half of it, and none."""
-    from sweeps.plan.budget import run_cost
+    from sweeps.plan.run_cost import run_cost
     from sweeps.race.early_ends import plan_early_ends
     from sweeps.race.expected import expected_ends
 

@@ -18,9 +18,10 @@ from harness.files.progress import format_duration
 from harness.files.terminal import Console
 from harness.records.evaluations import without_parts
 from harness.records.record import TRAINING_PHASES, Record, failure_reason
-from sweeps.plan.budget import count_flops, run_cost
+from sweeps.plan.budget import count_flops
 from sweeps.plan.missing_weights import find_missing, missing_lines
 from sweeps.plan.plan import ExcludedRun, PlannedRun
+from sweeps.plan.run_cost import run_cost
 from sweeps.plan.run_state import TO_EVALUATE, TO_EXTEND, RunState, read_state
 from sweeps.plan.study import Study, format_value, run_label
 
@@ -41,7 +42,12 @@ def describe_plan(
         "study": study.name,
         "directory": str(directory),
         "runs": [{**_described(state, directory), "flops": flops[state.run.id]} for state in states],
-        "flops": {"total": sum(flops.values()), "left": left, "budget": study.budget.flops},
+        "flops": {
+            "total": sum(flops.values()),
+            "left": left,
+            "budget": study.budget.flops,
+            **({"per_run": per_run} if (per_run := study.budget.flops_per_run) is not None else {}),
+        },
         "disk_bytes": sum(disk_bytes(run.spec, run_cost(run.spec)) for run in runs),
         "training_seconds_left": None if rate is None else rate * left,
         "left_out": exclusion_lines(excluded),
@@ -114,11 +120,26 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     print(f"checkpoints and kept weights take {plan['disk_bytes'] / 1e9:.2f} GB (train.keep_checkpoints)")
     if (budget := plan["flops"]["budget"]) is not None:
         print(f"the budget is {budget:.3e} FLOPs" + (", which is too small" if total > budget else ""))
+    if "per_run" in plan["flops"]:
+        print(_equal_flops(plan))
     seconds = plan["training_seconds_left"]
     if seconds is None:
         print("the time is unknown until a run of this study has trained some steps on this machine")
     elif left:
         print(f"at the speed of the runs so far, that is {seconds / 3600:.2f} device hours of training")
+
+
+def _equal_flops(plan: Mapping[str, Any]) -> str:
+    """Return the sentence about a study whose runs have equal FLOPs."""
+    per_run, runs = plan["flops"]["per_run"], plan["runs"]
+    least, most = (choose(run["flops"] for run in runs) for choose in (min, max))
+    steps = sorted(run["steps"] for run in runs)
+    given = "those of its baseline" if per_run == "baseline" else f"{per_run:.3e}"
+    spent = f"{most:.3e}" if least == most else f"{least:.3e} to {most:.3e}"
+    return (
+        f"each run has the steps that fit into equal FLOPs, {given} (budget.flops_per_run): {steps[0]} to "
+        f"{steps[-1]} steps, {spent} FLOPs"
+    )
 
 
 def print_results(results: Mapping[str, Any]) -> None:

@@ -131,8 +131,8 @@ class _TrialRuns:
 
 
 def _describe_plan(tuning: TuningStudy) -> dict[str, Any]:
-    from sweeps.plan.budget import run_cost
-    from sweeps.tune.tuner import first_runs, steps_within, trial_runs
+    from sweeps.plan.run_cost import run_cost, steps_within
+    from sweeps.tune.tuner import first_runs, trial_runs
 
     tune, methods = tuning.study.tune, {}
     for arm in tuning.arms:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from harness.config.spec import RunSpec, canonical
 from harness.errors import UserError
 from sweeps.plan.plan import PlannedRun
+from sweeps.plan.run_cost import run_cost
 from sweeps.plan.study import Study
-
-if TYPE_CHECKING:
-    from harness.costs.flops import Cost
-
-_costs: dict[str, Cost] = {}
 
 
 def check_budget(study: Study, runs: Sequence[PlannedRun]) -> None:
@@ -33,21 +27,3 @@ def check_budget(study: Study, runs: Sequence[PlannedRun]) -> None:
 def count_flops(runs: Sequence[PlannedRun]) -> dict[str, int]:
     """Return the counted FLOPs of every run by id."""
     return {run.id: run_cost(run.spec).total for run in runs}
-
-
-def run_cost(spec: RunSpec) -> Cost:
-    """Return the counted cost of a run.
-
-    Specs that differ only in seeds, rates and the like are counted once.
-    """
-    from harness.costs.flops import count_spec
-
-    parts = (
-        *map(canonical, (spec.data, spec.backbone, spec.method, spec.flow, spec.optimizer)),
-        spec.train.batch_size,
-        spec.train.steps,
-    )
-    key = " ".join(map(str, parts))
-    if key not in _costs:
-        _costs[key] = count_spec(spec)
-    return _costs[key]

@@ -22,6 +22,7 @@ from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError, unknown
 from harness.records.early_end import EndRule
 from harness.records.flatten import flatten
+from sweeps.plan.equal_flops import with_equal_flops
 from sweeps.plan.method_settings import check_labels, check_method_settings, check_used, settings_of_run
 from sweeps.plan.study import Study, combinations, format_value, run_label
 from sweeps.plan.target import check_target_step
@@ -104,8 +105,13 @@ def _resolved(study: Study, directory: Path | None) -> StudyPlan:
         _run_or_exclusion(study, base, values) if reason is None else ExcludedRun(values, reason)
         for values, reason in combinations(study)
     ]
+    planned = [one for one in found if isinstance(one, PlannedRun)]
+    trained = with_equal_flops(study, [(one.values, one.spec) for one in planned])
     return StudyPlan(
-        [_placed(one, directory) for one in found if isinstance(one, PlannedRun)],
+        [
+            _placed(replace(one, spec=spec), directory)
+            for one, (_, spec) in zip(planned, trained, strict=True)
+        ],
         [one for one in found if isinstance(one, ExcludedRun)],
     )
 

@@ -33,6 +33,7 @@ A study is a TOML file whose first line is a comment that describes it:
     tuning = 2
     [budget]
     flops = 1e15                                        # counted, of all runs; a larger plan is rejected
+    flops_per_run = "baseline"                          # or a number: equal FLOPs instead of equal steps
     [tune]                                              # budget of a method in `flowrace tune`, and space
     trials = 8
     space."train.learning_rate" = { low = 1e-3, high = 1e-2, log = true }
@@ -140,6 +141,9 @@ class Seeds(Section):
 class Budget(Section):
     flops: float | None = Field(default=None, gt=0)
     """Counted FLOPs of all runs of the study together."""
+    flops_per_run: Annotated[float, Field(gt=0)] | Literal["baseline"] | None = None
+    """Counted FLOPs of each run, which sets its number of steps: a number, or those of the baseline's run in
+    the same cell at its `train.steps`."""
 
 
 class Tune(Section):

@@ -9,8 +9,8 @@ from typing import Any
 
 from harness.records.early_end import FORBIDS
 from harness.records.record import Record
-from sweeps.plan.budget import run_cost
 from sweeps.plan.plan import PlannedRun
+from sweeps.plan.run_cost import run_cost
 from sweeps.plan.target import evaluation_steps
 from sweeps.race.race_file import Race
 

@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.costs.flops import Cost
 from harness.errors import UserError
 from harness.records.record import Record
-from sweeps.plan.budget import run_cost
 from sweeps.plan.method_settings import restricted
 from sweeps.plan.plan import ExcludedRun, PlannedRun, make_plan
+from sweeps.plan.run_cost import run_cost, steps_within
 from sweeps.plan.search_space import SearchSpace, search_space
 from sweeps.plan.study import Study, Target, Tune
 from sweeps.tune.trial_log import Trial, TrialLog
@@ -128,15 +127,6 @@ def trial_runs(
 def first_runs(tuning: TuningStudy) -> list[PlannedRun]:
     """Return the runs of each arm before any setting is searched, for checks before a search starts."""
     return [run for arm in tuning.arms for run in trial_runs(tuning.study, arm, {})]
-
-
-def steps_within(cost: Cost, flops: float) -> int:
-    """Return the largest number of steps of a run that costs no more than `flops`."""
-    low, high = 0, cost.steps
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost.until(middle) <= flops else (low, middle - 1)
-    return low
 
 
 def tune(tuning: TuningStudy, log: TrialLog, run: Runner) -> None:

@@ -30,11 +30,12 @@ from reports.audit.inputs.claim import Claim, read_tuning
 from reports.audit.inputs.run_log import AuditRuns
 from reports.audit.preconditions import failed_preconditions
 from sweeps.plan.plan import PlannedRun, make_plan
+from sweeps.plan.run_cost import steps_within
 from sweeps.plan.search_space import Dimension
 from sweeps.plan.study import Study, load_study
 from sweeps.tune.results import best_trial, interval, write_results
 from sweeps.tune.trial_log import TRIAL_LOG, TrialLog
-from sweeps.tune.tuner import TuningStudy, Unfinished, grid, make_tuning_study, steps_within, tune
+from sweeps.tune.tuner import TuningStudy, Unfinished, grid, make_tuning_study, tune
 from tests.sweeps.conftest import RATE, TABLE
 
 

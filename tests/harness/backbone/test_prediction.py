@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from harness.backbone.embed import PatchEmbed
 from harness.backbone.network import BackboneConfig
 from harness.backbone.times import Times
+from harness.backbone.tokens import Part
 from harness.errors import UserError
 from harness.exchange.convert import Weights, to_released
 from harness.flow.samplers import euler, velocity_field
 from tests.support.conformance import CONFIG, OF_TEXT, captions, network
+from tests.support.runs import tiny
 from tests.support.small_methods import f64
 
 X_PREDICTING = replace(CONFIG, prediction="x")
@@ -72,3 +75,28 @@ def test_samples_of_a_network_that_knows_the_clean_sample_are_that_sample() -> N
 def test_released_layout_rejects_a_network_that_predicts_x() -> None:
     with pytest.raises(UserError, match=r"flow\.prediction = 'x'"):
         to_released(Weights({}, {}, {}), X_PREDICTING, "sit")
+
+
+@pytest.mark.parametrize("patch", [1, 8, 16, 32])
+def test_bottleneck_is_a_linear_embedding_of_low_rank(patch: int) -> None:
+    part = Part((3, 32, 32), (patch, patch))
+    embed, plain = PatchEmbed(part, 24, bottleneck=5), PatchEmbed(part, 24)
+    first, second = embed.reduce.weight.flatten(1), embed.proj.weight.flatten(1)
+    with torch.no_grad():
+        plain.proj.weight.copy_((second @ first).reshape(plain.proj.weight.shape))
+        plain.proj.bias.copy_(embed.proj.bias)
+        x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        found = embed(x)
+        torch.testing.assert_close(found, plain(x), atol=1e-5, rtol=1e-4)
+    assert found.shape == (2, (32 // patch) ** 2, 24) and embed.reduce.bias is None
+
+
+def test_bottleneck_is_part_of_the_network_and_the_run_id_only_if_it_is_set() -> None:
+    plain, unset = tiny(), tiny("backbone.bottleneck=0")
+    narrow = tiny("backbone.bottleneck=7")
+    assert plain.id == unset.id != narrow.id
+    model = network(0, replace(X_PREDICTING, bottleneck=7))
+    names = {name for name, _ in model.named_parameters()}
+    assert names - {name for name, _ in network(0).named_parameters()} == {"x_embedder.reduce.weight"}
+    velocity = model(torch.zeros(2, 3, 8, 8), Times.per_sample(torch.ones(2)), torch.tensor([0, 1])).velocity
+    assert velocity.shape == (2, 3, 8, 8) and bool(velocity.isfinite().all())

@@ -227,6 +227,21 @@ def test_learning_rate_warms_up() -> None:
     )
 
 
+def test_inverse_square_root_is_that_of_edm2_and_knows_no_last_step() -> None:
+    """EDM2's formula, whose warm-up multiplies."""
+    train = TrainSpec(steps=23, warmup_steps=8, decay="inverse_sqrt", decay_after=4)
+    steps = (2, 4, 8, 16, 400)
+    expected = [min(step / 8, 1) / max(step / 4, 1) ** 0.5 for step in steps]
+    assert [learning_rate_factor(train, step) for step in steps] == pytest.approx(expected)
+    long = train.model_copy(update={"steps": 2300})
+    assert [learning_rate_factor(long, step) for step in steps] == pytest.approx(expected)
+    settings = ("train.decay=inverse_sqrt", "train.decay_after=4")
+    assert tiny(*settings).id == tiny(*settings, "train.steps=99").id != tiny(settings[0]).id != tiny().id
+    assert not tiny(*settings).horizon
+    with pytest.raises(UserError, match=r"train\.decay_after = 4 is read only with .*'inverse_sqrt'"):
+        tiny("train.decay=cosine", settings[1])
+
+
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
 def test_learning_rate_decays_from_the_warm_up_to_the_end(decay: Literal["linear", "cosine"]) -> None:
     """Half way between both ends the factor is 1/2, and it would be 0 one step after the last."""
