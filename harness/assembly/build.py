@@ -21,10 +21,10 @@ from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.network import Backbone, BackboneConfig
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
-from harness.backbone.tokens import Part, kind_of
+from harness.backbone.tokens import Part
 from harness.config import registry
-from harness.config.spec import RunSpec, RuntimeSpec
-from harness.data.dataset import Dataset, shapes_of
+from harness.config.spec import BackboneSpec, RunSpec, RuntimeSpec
+from harness.data.dataset import Capabilities, Dataset, part_kinds, shapes_of
 from harness.data.open import outlined
 from harness.data.parts import weights_of
 from harness.encoders.base import Architecture, Encoder, architecture_of
@@ -43,7 +43,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
 
     Raises `UserError` if the patch does not divide the samples.
     """
-    settings, (shape, *further) = spec.backbone, shapes_of(dataset)
+    settings, shape = spec.backbone, shapes_of(dataset)[0]
     size = size_named(settings.size)
     if size is None:
         raise unknown("backbone.size", settings.size, {**SIZES, **TEXT_TO_IMAGE})
@@ -52,6 +52,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     if settings.kind == "mmdit":
         own = {"text": text_shape(spec, dataset), "text_time": settings.text_time}
     try:
+        further = parts_after_first(dataset, settings)
         config = (MMDiTConfig if settings.kind == "mmdit" else SiTConfig)(
             size,
             settings.patch,
@@ -59,7 +60,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
             dataset.classes,
             settings.learn_sigma,
             patch_time=settings.patch_time,
-            beside=tuple(Part(other, (settings.parts.of(kind_of(other)).patch,)) for other in further),
+            beside=tuple(further),
             positions=settings.positions,
             bottleneck=settings.bottleneck,
             prediction=spec.flow.prediction,
@@ -67,12 +68,19 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
-    needs, given = spec.method.needs(), given_tokens(spec.data, config)
+    needs, given = spec.method.needs(), given_tokens(spec.data, config, dataset.modality)
     extra = architecture_of(needs.encoders[0], dataset, config.grid).dim if needs.summary else 0
     try:
         return replace(config, extra=extra, outputs=needs.outputs, fused=needs.fused, given=given)
     except ValueError as error:
         raise UserError(f"method.name = {spec.method.name}: {error}") from error
+
+
+def parts_after_first(dataset: Dataset, settings: BackboneSpec) -> list[Part]:
+    """Return the parts of the samples after the first; raises ValueError if a patch does not divide one."""
+    named = Capabilities(dataset).kinds
+    pairs = zip(shapes_of(dataset)[1:], part_kinds(dataset)[1:], strict=True)
+    return [Part(shape, (settings.parts.of(kind).patch,), kind if named else "") for shape, kind in pairs]
 
 
 def build_backbone(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.assembly.given import SUITS
+from harness.assembly.given import SUITS, gives_tokens
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 ANY_MODALITY = ("local", "random", "run")
 """Encoder families that read any modality, because they are built for the data set or trained on it."""
+SEVERAL = {"joint": "a video with its sound", "robot": "the observations and actions of a robot"}
+"""Modalities whose samples have several parts, in words."""
 
 
 class Unsuited(UserError):
@@ -29,33 +31,33 @@ def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
     only_images = [
         name for name in encoders if name.removeprefix("cached:").partition(":")[0] not in ANY_MODALITY
     ]
+    several = SEVERAL.get(modality)
+    if several and encoders:
+        return f"encoder '{encoders[0]}' reads one modality, and these samples are {several}"
     if modality != "image" and only_images:
         return (
             f"encoder '{only_images[0]}' reads images, and these data are {modality}; "
             "local:small learns on any data"
         )
-    if modality == "joint" and encoders:
-        return f"encoder '{encoders[0]}' reads one modality, and these samples are a video with its sound"
-    if modality == "joint" and not method.parts_apart:
+    if several and not method.parts_apart:
         return (
-            f"{spec.method.name} predicts patches, but those of a video and of its sound differ in size; "
-            "choose another method"
+            f"{spec.method.name} predicts patches, and these samples are {several}, whose patches differ in "
+            "size; choose another method"
         )
     if any(part.alone for _, part in spec.data.parts) and not method.parts_mixed:
         compares = "compares samples with one another, but some of these samples lack a part"
         undeclared = "does not support samples that lack a part (it does not set Method.parts_mixed)"
         why = compares if spec.method.needs().group > 1 else undeclared
         return f"{spec.method.name} {why}; set data.parts.*.alone to 0"
-    if given := spec.data.given:
-        if modality not in SUITS[given]:
-            known = " or ".join(SUITS[given])
-            return f"data.given = {given} needs {known} data, and these are {modality}; leave it out"
-        if not method.masks_given:
-            return (
-                f"{spec.method.name} does not support given tokens (it does not set Method.masks_given); "
-                "choose another method"
-            )
-    if spec.time.apart and modality != "joint":
+    if (given := spec.data.given) and modality not in SUITS[given]:
+        known = " or ".join(SUITS[given])
+        return f"data.given = {given} needs {known} data, and these are {modality}; leave it out"
+    if gives_tokens(spec.data, modality) and not method.masks_given:
+        return (
+            f"{spec.method.name} does not support given tokens (it does not set Method.masks_given); "
+            "choose another method"
+        )
+    if spec.time.apart and not several:
         return (
             f"time.apart draws a time for each part, but these data ({modality}) have one part; leave it out"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from harness.backbone.network import BackboneConfig
+from harness.backbone.tokens import Part
 from harness.config.spec import DataSpec
 from harness.errors import UserError
 
@@ -14,17 +15,20 @@ SUITS = {"first_frame": ("video", "joint"), "top_half": ("image",)}
 
 def gives_tokens(spec: DataSpec, modality: str) -> bool:
     """Return whether some tokens of the samples of a run are given."""
-    return bool(spec.given)
+    return bool(spec.given) or modality == "robot"
 
 
-def given_tokens(spec: DataSpec, config: BackboneConfig) -> tuple[int, ...]:
+def given_tokens(spec: DataSpec, config: BackboneConfig, modality: str) -> tuple[int, ...]:
     """Return the number of first tokens of each part that are given; () for none.
 
-    Raises `UserError` if a token would be given and generated in part.
+    The observation of a robot is given: its state, and the first frame of its video. Raises `UserError` if a
+    token would be given and generated in part.
     """
+    first, *others = config.parts
+    if modality == "robot":
+        return _of_observation(first), *(part.tokens if part.kind == "state" else 0 for part in others)
     if not spec.given:
         return ()
-    first, *others = config.parts
     rows = first.grid[0]
     if spec.given == "first_frame" and (first.patch[0] > 1 or rows == 1):
         problem = (
@@ -39,3 +43,18 @@ def given_tokens(spec: DataSpec, config: BackboneConfig) -> tuple[int, ...]:
         )
     each_row = math.prod(first.grid[1:])
     return (each_row * (1 if spec.given == "first_frame" else rows // 2), *(0 for _ in others))
+
+
+def _of_observation(first: Part) -> int:
+    """Return the number of given tokens of a robot's first part: its first frame, or its state.
+
+    Raises `UserError` if the first frame shares a token.
+    """
+    if len(first.axes) == 1:
+        return first.tokens
+    if first.patch[0] > 1:
+        raise UserError(
+            f"backbone.patch_time = {first.patch[0]}: the current frame of a robot is given, so it needs "
+            "its own tokens; set 1"
+        )
+    return math.prod(first.grid[1:])

@@ -219,6 +219,11 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
             f"{where}: train.log_gradients_every = {spec.train.log_gradients_every} does not support "
             "runtime.shard = true, whose gradients no process has in full; set one of them to its default"
         )
+    if spec.start.frozen and spec.train.log_gradients_every:
+        raise UserError(
+            f"{where}: train.log_gradients_every = {spec.train.log_gradients_every} reads gradients of every "
+            "block, which start.frozen = true does not train; set one of them to its default"
+        )
     check_undecoded(spec.eval.metrics, undecoded, where)
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     # Until the data are read, only a share of zero is known to leave no sample.

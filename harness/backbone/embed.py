@@ -16,15 +16,15 @@ from harness.backbone.tokens import Part
 class PatchEmbed(nn.Module):
     """Patches of a part as tokens, by one convolution with the patch as stride.
 
-    The frames of a video token are channels of the convolution, and audio is an image of one row. With a
-    bottleneck, two linear layers without a nonlinearity embed a patch, of which the first has no bias (JiT,
-    arXiv 2511.13720, section 4).
+    The frames of a video token are channels of the convolution, and a part with one axis is an image of one
+    row. With a bottleneck, two linear layers without a nonlinearity embed a patch, of which the first has no
+    bias (JiT, arXiv 2511.13720, section 4).
     """
 
     def __init__(self, part: Part, width: int, bottleneck: int = 0) -> None:
         super().__init__()
         self.part = part
-        *frames, rows, columns = (1, *part.patch) if part.kind == "audio" else part.patch
+        *frames, rows, columns = (1, *part.patch) if len(part.axes) == 1 else part.patch
         self.frames = math.prod(frames)
         channels, patch = part.shape[0] * self.frames, (rows, columns)
         if bottleneck:
@@ -36,9 +36,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, T, D) of samples (B, C, *axes)."""
-        if self.part.kind == "image":
+        if len(self.part.axes) == 2:
             return self._tokens(x)
-        if self.part.kind == "audio":
+        if len(self.part.axes) == 1:
             return self._tokens(x[:, :, None])
         B, C, F_, H, W = x.shape
         frames = x.reshape(B, C, F_ // self.frames, self.frames, H, W).transpose(1, 2)

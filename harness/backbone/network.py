@@ -44,7 +44,8 @@ class BackboneConfig:
     patch_time: int = 1
     """Frames of a video in one token."""
     beside: tuple[Part, ...] = ()
-    """Other parts in the sequence of a video, namely its sound. Then x is a vector, with the video first."""
+    """Other parts in the sequence of a video, for example its sound, or the state and the actions of a robot.
+    Then x is a vector, with the video first. Actions may also follow a state alone."""
     positions: Literal["sincos", "rotary"] = "sincos"
     """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
     outputs: tuple[int, ...] = ()
@@ -62,9 +63,11 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
-        kind = self.parts[0].kind
-        if self.beside and kind != "video":
-            raise ValueError(f"only a video can have other parts, but the first part is {kind}")
+        first = self.parts[0]
+        if self.beside and len(first.axes) == 2:
+            raise ValueError(f"only a video or a state has other parts, but the first part is {first.kind}")
+        if self.beside and len(first.axes) == 1 and self.positions == "rotary":
+            raise ValueError("positions = rotary: parts that follow a state have no place; use sincos")
         if self.outputs and self.extra:
             raise ValueError("a network with an extra token has no further final layers")
         if beyond := [layer for layer in self.outputs if not 1 <= layer < self.size.depth]:

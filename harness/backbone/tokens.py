@@ -1,4 +1,4 @@
-"""Tokens of samples, and their frozen position code, for images, video, audio, and video with audio.
+"""Tokens of samples, and their frozen position code, for images, video, audio, and video with other parts.
 
 A part of a sample has channels and one to three axes, which a patch divides into a grid of tokens in
 row-major order:
@@ -6,6 +6,8 @@ row-major order:
     image    (C, H, W)       patch (p, p)
     video    (C, F, H, W)    patch (f, p, p)
     audio    (C, L)          patch (p,)
+    state    (S, 1)          patch (1,)         the state of a robot in one token
+    action   (A, H)          patch (1,)         one token for each of the next H actions
 
     B  samples    T  tokens    D  features
 """
@@ -46,6 +48,8 @@ class Part:
     """(channels, *axes)."""
     patch: tuple[int, ...]
     """The extent of a patch on every axis."""
+    name: str = ""
+    """The kind of the part if its axes do not determine it: `state` or `action`."""
 
     def __post_init__(self) -> None:
         if len(self.patch) != len(self.axes) or not 1 <= len(self.axes) <= 3:
@@ -63,7 +67,7 @@ class Part:
 
     @property
     def kind(self) -> str:
-        return kind_of(self.shape)
+        return self.name or kind_of(self.shape)
 
     @property
     def given_tokens(self) -> None:
@@ -139,7 +143,8 @@ def positions(width: int, parts: Sequence[Part]) -> Tensor:
     """Return the position code of all tokens, (1, T, width).
 
     A single part has the code of its grid. Several parts share one clock: the video has the code of its grid,
-    and audio has the video's code of time, in units of its frames, with zeros in place of the code of space.
+    and other parts have the video's code of time, in units of its frames, with zeros in place of the code of
+    space.
     """
     first, *others = parts
     codes = [sincos(width, first.grid)]

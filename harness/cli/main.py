@@ -31,6 +31,10 @@ COMMANDS = {
         "harness.cli.run:run",
         "Train one spec: a preset, a TOML file or a run directory. Rerun to resume.",
     ),
+    "finetune": (
+        "harness.cli.finetune:finetune",
+        "Fine-tune a generative run into a policy, on the demonstrations of a task.",
+    ),
     "sweep": ("sweeps.cli.sweep:sweep", "Run every unfinished run of a study, then write the report."),
     "race": (
         "sweeps.cli.race:race",

@@ -59,6 +59,7 @@ DATASETS = {
     "sounds": "harness.data.disk.sounds:Sounds",
     "bounce": "harness.data.generated.bounce:Bounce",
     "films": "harness.data.disk.films:Films",
+    "demos": "harness.data.disk.demos:Demos",
     "prompts": "harness.data.generated.prompts:Prompts",
     "latents": "harness.latents.dataset:Latents",
 }

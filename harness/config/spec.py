@@ -55,10 +55,13 @@ class DataPart(Section):
 
 
 class DataParts(Section):
-    """The parts of a sample that has several: a video with its sound."""
+    """The parts of a sample that has several: a video with its sound, or with the state and the actions of a
+    robot."""
 
     video: DataPart = DataPart()
     audio: DataPart = DataPart()
+    state: DataPart = DataPart()
+    action: DataPart = DataPart()
 
     def of(self, kind: str) -> DataPart:
         """Return the settings of a kind of part."""
@@ -85,7 +88,7 @@ class DataSpec(Section, HasParts):
     channels: Literal[1, 3] | None = None
     """Convert images to grey (1) or RGB (3); None keeps the images' channels."""
     parts: DataParts = DataParts()
-    """Settings of the parts of a video with its sound."""
+    """Settings of the parts of a video with its sound, or of a robot."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of the data that is kept from training, as the reference of evaluations."""
     flip: bool = False
@@ -99,6 +102,10 @@ class DataSpec(Section, HasParts):
     with a text encoder sets `usual` by itself."""
     frames: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
     """Frames of a video, or log-mel frames of a recording; None for the data set's default."""
+    chunk: int | None = Field(default=None, ge=1, le=SIDE, json_schema_extra=HASHED_IF_SET)
+    """Actions of a robot that are generated together; None for 6 (Self-Flow App. E)."""
+    task: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Task of the demonstrations of a robot, which `flowrace rollout` acts in."""
     given: Literal["", "first_frame", "top_half"] = Field(default="", json_schema_extra=HASHED_IF_SET)
     """Tokens that are given instead of generated: the first frame of a video, or the upper half of an image.
     Evaluations take them from held-out samples."""
@@ -132,7 +139,7 @@ class BackboneParts(Section):
 
     def of(self, kind: str) -> BackbonePart:
         """Return the settings of a kind of part."""
-        return dict(self)[kind]
+        return dict(self).get(kind, BackbonePart())
 
 
 class BackboneSpec(Section, HasParts):
@@ -236,6 +243,11 @@ class StartSpec(Section):
     """Step of these weights; training counts on from it."""
     file: str = _free("")
     """File of these weights, if the run's own folder does not have it."""
+    layers: Literal["all", "shared"] = Field(default="all", json_schema_extra=HASHED_IF_SET)
+    """Load all layers, or those that the networks share; with `shared` the layers of further parts, for
+    example actions, begin with initial weights."""
+    frozen: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
+    """Train the layers of further parts alone."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -3,7 +3,8 @@
 A sample is a pure function of its index. Samples of every modality are uint8 arrays until they enter the
 network as float32 in [-1, 1]. Images are (channels, height, width), videos (channels, frames, height, width),
 sound is a log-mel spectrogram (bands, frames). A sample of several parts is their flattened concatenation.
-A data set never downloads anything.
+Samples with the state and the actions of a robot are float32 in the network's units already. A data set never
+downloads anything.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ USUAL_CAPTIONS = "usual"
 
 class Sample(NamedTuple):
     x: np.ndarray
-    """uint8, of the data set's shape; (N,) if the sample has several parts."""
+    """uint8, of the data set's shape; (N,) if the sample has several parts. float32 for those of a robot."""
     label: int
 
 
@@ -41,8 +42,8 @@ class Dataset(Protocol):
 
     @property
     def modality(self) -> str:
-        """`image`, `video`, `audio`, or `joint` for a video with sound, whose `beside` is the shape of the
-        sound."""
+        """`image`, `video`, `audio`, `joint` for a video with sound, whose `beside` is the shape of the
+        sound, or `robot` for a video with the state and the actions of a robot."""
         ...
 
     @property
@@ -122,6 +123,22 @@ class Capabilities:
     def beside(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the parts of a sample after the first."""
         return getattr(self.of, "beside", ())
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the parts of a sample if their shapes do not determine them."""
+        return getattr(self.of, "kinds", ())
+
+    @property
+    def with_parts(self) -> Callable[[tuple[str, ...]], Dataset] | None:
+        """A function from kinds of parts to the data set of these parts, if it removes parts itself."""
+        return getattr(self.of, "with_parts", None)
+
+    @property
+    # Any: `RobotLayout` is in harness.data.robot, which imports this module.
+    def robot(self) -> Any:
+        """The layout of the samples of a robot, which its policy needs; None for other data."""
+        return getattr(self.of, "robot", None)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -260,6 +277,13 @@ def label_of(dataset: Dataset, index: int) -> int:
 def shapes_of(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
     """Return the shape of each part of the samples."""
     return (tuple(dataset.shape), *Capabilities(dataset).beside)
+
+
+def part_kinds(dataset: Dataset) -> tuple[str, ...]:
+    """Return the kind of each part of the samples, for example `video` and `audio`."""
+    from harness.backbone.tokens import kind_of
+
+    return Capabilities(dataset).kinds or tuple(map(kind_of, shapes_of(dataset)))
 
 
 def x_shape(dataset: Dataset) -> tuple[int, ...]:

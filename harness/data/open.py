@@ -73,9 +73,11 @@ def outlined(spec: DataSpec) -> Dataset:
 
 
 def from_pixels(x: np.ndarray) -> Tensor:
-    """Convert uint8 to float32 in [-1, 1]."""
+    """Convert uint8 to float32 in [-1, 1]; float32 is in the network's units already."""
     import torch
 
+    if x.dtype == np.float32:
+        return torch.from_numpy(x)
     return torch.from_numpy(x).float().div_(127.5).sub_(1)
 
 

@@ -18,18 +18,26 @@ from metrics import MetricError
 from metrics.extractors.base import Extractor
 from metrics.suite import RESERVED, check_classes, metric_of
 
-KINDS = {"image": ("image",), "video": ("video",), "audio": ("image",), "joint": ("video", "image")}
+KINDS = {
+    "image": ("image",),
+    "video": ("video",),
+    "audio": ("image",),
+    "joint": ("video", "image"),
+    "robot": (),
+}
 """Modality of data -> the kinds of network that can measure it."""
 DRAWN = {
     "image": "images",
     "video": "videos",
     "audio": "spectrograms",
     "joint": "videos with spectrograms",
+    "robot": "actions",
 }
 SUITABLE = {
     "video": "video:local, or video:<image extractor>",
     "audio": "local, or any image extractor, which reads the spectrogram",
     "joint": "video:local for the video and local for the sound",
+    "robot": "loss:held_out, or measure success with flowrace rollout",
     "image": "local, or any image extractor",
 }
 MOST = 2**62

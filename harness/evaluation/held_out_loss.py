@@ -32,9 +32,17 @@ from torch import Tensor, nn
 
 from harness.backbone.condition import Condition
 from harness.backbone.times import Times
-from harness.backbone.tokens import kind_of, split_parts
+from harness.backbone.tokens import split_parts
 from harness.config.spec import EvalSpec
-from harness.data.dataset import Capabilities, Dataset, label_of, pictured, shapes_of, x_shape
+from harness.data.dataset import (
+    Capabilities,
+    Dataset,
+    label_of,
+    part_kinds,
+    pictured,
+    shapes_of,
+    x_shape,
+)
 from harness.evaluation.conditions import clean_samples
 from harness.evaluation.metric_table import HELD_OUT_LOSS
 from harness.flow.path import velocity_target
@@ -109,7 +117,7 @@ class HeldOutLoss:
     def _kinds(self, model: nn.Module) -> list[str]:
         """Return the kinds of the parts that have a loss: those with generated values."""
         generated = getattr(getattr(model, "config", None), "generated_values", None)
-        kinds = [kind_of(shape) for shape in self.shapes]
+        kinds = list(part_kinds(self.dataset))
         if generated is None:
             return kinds
         masks = split_parts(generated[None], self.shapes)

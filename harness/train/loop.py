@@ -52,6 +52,7 @@ from harness.train.start import (
     open_evaluator,
     text_weights,
     threads_of_run,
+    write_robot_layout,
 )
 from harness.train.state import Run, build_run, restore_run, update_ema
 
@@ -152,6 +153,7 @@ def _train(
             f"{run.step}), for example because a file of a network disk is stale; rerun the same command"
         )
     if record is not None:
+        write_robot_layout(path, dataset)
         set_aside(damaged, progress.note)
         note_missing(begun, damaged, run.step, progress.note)
     run.meter.restore(Record(path).seconds_at(run.step))

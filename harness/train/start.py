@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.assembly.build import sampling_rule
 from harness.assembly.given import gives_tokens
 from harness.config.encoder_fields import encoder_weights_field
 from harness.config.spec import RunSpec
-from harness.data.dataset import Dataset
+from harness.data.dataset import Capabilities, Dataset
 from harness.data.found import found_in
 from harness.data.open import Split
+from harness.data.robot import FILE as LAYOUT
 from harness.encoders.base import described
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.kept_features import ignore
+from harness.files.files import write_atomic
 from harness.records.flatten import flatten
 from harness.records.record import Record
 from harness.runtime.distributed import World
@@ -158,6 +161,13 @@ def open_evaluator(
     if evaluator.undecoded:
         note(f"no samples are drawn: {evaluator.undecoded}")
     return evaluator
+
+
+def write_robot_layout(path: Path, dataset: Dataset) -> None:
+    """Write the layout of a robot's samples, which its policy needs, into the folder of a run."""
+    layout = Capabilities(dataset).robot
+    if layout is not None and dataset.modality == "robot":
+        write_atomic(path / LAYOUT, (layout.model_dump_json(indent=1) + "\n").encode())
 
 
 def describe_start(

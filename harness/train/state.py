@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,10 @@ from harness.train.optimizer import RunOptimizer, build_optimizer, state_shapes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+POSITIONS, LABELS = "pos_embed", "y_embedder."
+"""The frozen code of positions, and the beginning of the label table's name."""
 
 
 @dataclass
@@ -100,6 +104,9 @@ def build_run(
     initialize(model, streams, initial=spec.backbone.initial)
     initialize(method, streams, "method.", initial=spec.backbone.initial)
     ema = build_backbone(backbone, spec.runtime, copy_of=model).requires_grad_(False).eval()
+    if spec.start.frozen:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_of_further_parts(name))
     cost = count_once(method, spec, encoders=encoders)
     if mesh is None:
         model, ema, method = model.to(device), ema.to(device), method.to(device)
@@ -232,7 +239,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _load_start(run: Run, path: Path) -> None:
-    """Load the imported weights of a run into student and EMA, and its projectors if the method has them.
+    """Load the weights that a run starts from into student and EMA, and projectors if the method has them.
 
     Raises `UserError` if their file is missing, or holds other weights.
     """
@@ -242,13 +249,14 @@ def _load_start(run: Run, path: Path) -> None:
     if not file.is_file():
         raise UserError(
             f"the imported weights of {path.name} are missing: {file if start.file else own}; set start.file "
-            "to the file in `ema` of the run that flowrace import wrote"
+            "to the file in `ema` of the run that flowrace import wrote, or to the fine-tuned checkpoint"
         )
     saved = checkpoint.load(file)
-    if saved.meta.get("imported") != start.weights:
+    weights = saved.part("ema")
+    if start.weights not in (saved.meta.get("imported"), start_digest(weights)):
         raise UserError(f"{file} holds other weights than those of start.weights = {start.weights}")
     for module in (run.model, run.ema):
-        _load(module, saved.part("ema"), file)
+        _load(module, weights if start.layers == "all" else shared_weights(module, weights, file), file)
     projectors, known = saved.part("method"), run.method.state_dict()
     if projectors:
         # The learned weight of the flow loss, which no released file has.
@@ -257,6 +265,36 @@ def _load_start(run: Run, path: Path) -> None:
     if projectors and fits and saved.meta.get("method") == run.spec.method.name:
         _load(run.method, projectors, file)
     run.step = start.step
+
+
+def start_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the hash of the weights that a run starts from, `start.weights`, from those of an EMA."""
+    return checkpoint.digest({f"ema.{name}": tensor for name, tensor in weights.items()})
+
+
+def shared_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Return a network's weights, those that it shares with `weights` replaced.
+
+    Layers of further parts, the label table, and codes of positions may differ. Raises `UserError` if another
+    layer does.
+    """
+    found = {name: full_tensor(tensor.detach()) for name, tensor in module.state_dict().items()}
+    for name, own in found.items():
+        given = weights.get(name)
+        if given is not None and given.shape == own.shape and name != POSITIONS:
+            found[name] = given
+        elif not is_of_further_parts(name) and name != POSITIONS and not name.startswith(LABELS):
+            shape = "no such layer" if given is None else f"shape {tuple(given.shape)}"
+            raise UserError(
+                f"{file} has {shape} for {name}, but this network needs {tuple(own.shape)}; give the same "
+                "backbone, and frames of the same size and channels"
+            )
+    return found
+
+
+def is_of_further_parts(name: str) -> bool:
+    """Return whether a weight belongs to an input or output layer of a part after the first."""
+    return name.startswith("beside_embedders.") or ".linear_beside." in name
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:

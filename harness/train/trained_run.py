@@ -118,6 +118,11 @@ def drawing_of_run(
     from metrics.files.hashing import file_sha256
 
     dataset = dataset_to_draw(path, spec)
+    if dataset.modality == "robot":
+        raise UserError(
+            f"{path} generates actions of a robot, which act in an environment: "
+            f"flowrace rollout {path} --task TASK"
+        )
     check_classes(classes, dataset.classes)
     decode, codec, undecoded = decoder_of(dataset, device)
     if undecoded:

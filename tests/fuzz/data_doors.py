@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.config.spec import DataSpec
+from harness.config.spec import DataParts, DataSpec
 from harness.data.dataset import Capabilities
 from harness.data.found import found_in
+from harness.data.parts import without_removed_parts
 from harness.errors import UserError
 from harness.evaluation.samples.array_file import array_batches, array_fingerprint, open_array
 from harness.evaluation.samples.sources import open_source
@@ -24,6 +26,7 @@ from metrics.value import MetricError
 from tests.fuzz.door import Door, Files
 from tests.harness.data.pictures import LABELS, opened, pixels, png, table_of, with_classes
 from tests.harness.data.recorded import film, frames, sound, tone, video
+from tests.support.demonstrations import rows
 
 
 def from_dataset(kind: str, folder: Path, **fields: Any) -> Iterable[float]:
@@ -39,6 +42,13 @@ def _numbers(data: Any, index: int) -> list[float]:
     sample = data.sample(index)
     assert 0 <= sample.label < data.classes and sample.x.dtype == np.uint8
     return [float(x) for x in data.wave(index)[:100]] if Capabilities(data).has("wave") else []
+
+
+def from_demonstrations(folder: Path, **fields: Any) -> Iterable[float]:
+    """Open demonstrations, and return the numbers of their first samples, with and without actions."""
+    spec = DataSpec(name="demos", root=str(folder), **fields)
+    both = opened("demos", folder, frames=2), without_removed_parts(opened("demos", folder, **fields), spec)
+    return [float(data.sample(index).x.mean()) for data in both for index in range(min(len(data), 3))]
 
 
 def from_array(name: str, folder: Path) -> Iterable[float]:
@@ -128,6 +138,13 @@ def media_parquet() -> Files:
     return {"a.parquet": parquet("audio", [sound(tone(1500)), sound(tone(1500), 16_000)])}
 
 
+def demonstrations() -> Files:
+    content = io.BytesIO()
+    pq.write_table(pa.table(rows([0, 1, 2])), content, compression="none")
+    return {"data/chunk-000/episode_000000.parquet": content.getvalue(), "meta/info.json": b'{"fps": 10}'}
+
+
+VIDEOS_ALONE = DataParts.model_validate({"state": {"weight": 0.0}, "action": {"weight": 0.0}})
 DATA = (
     Door(
         "npz", lambda: {"a.npz": npz(images=pixels(), labels=LABELS)}, partial(from_dataset, "npz"), cases=30
@@ -146,6 +163,7 @@ DATA = (
     Door("sounds", sounds, partial(from_dataset, "sounds", frames=8)),
     Door("videos", videos, partial(from_dataset, "videos", frames=2, resolution=8)),
     Door("films", films, partial(from_dataset, "films", frames=2)),
+    Door("demonstrations", demonstrations, partial(from_demonstrations, parts=VIDEOS_ALONE, frames=2)),
     Door("sounds of an evaluation", sounds, partial(from_media, "audio")),
     Door("videos of an evaluation", videos, partial(from_media, "video")),
 )

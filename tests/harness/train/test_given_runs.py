@@ -110,4 +110,4 @@ def test_run_without_given_tokens_keeps_its_id() -> None:
 def test_first_frame_without_its_own_tokens_is_refused(frames: int, patch_time: int, message: str) -> None:
     config = SiTConfig(Size(1, 16, 1), 4, (1, frames, 8, 8), 3, patch_time=patch_time)
     with pytest.raises(UserError, match=message):
-        given_tokens(DataSpec(given="first_frame"), config)
+        given_tokens(DataSpec(given="first_frame"), config, "video")
