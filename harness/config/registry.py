@@ -81,6 +81,7 @@ CODECS = {
     "wan-vae": "harness.latents.wan_vae:WanVae",
     "oobleck": "harness.latents.audio_codecs:Oobleck",
     "dac": "harness.latents.audio_codecs:Dac",
+    "rae": "harness.latents.rae:Rae",
 }
 _TABLES = {
     "method": METHODS,
