@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from harness.cli.main import cli
 from harness.config.spec import DataSpec
-from harness.data.open import from_pixels, images, open_dataset, split
+from harness.data.open import from_pixels, images, open_dataset, outlined, split
 from harness.encoders.base import Choice, open_encoder
 from harness.errors import UserError
 from harness.latents.codec import addressed, open_codec
@@ -119,6 +119,8 @@ def test_folder_is_addressed_by_content_and_needs_no_data(rae: Path, tmp_path: P
     copied = Path(shutil.copytree(rae, tmp_path / "copied"))
     one, other = (addressed(DataSpec(name="latents", codec=f"rae:{path}")) for path in (rae, copied))
     assert one.codec == other.codec and one.codec.startswith("rae@")
+    planned = one.model_copy(update={"resolution": 8, "channels": 1, "classes": 10})
+    assert outlined(planned).shape == (32, 4, 4)
     z = torch.randn(2, 32, 4, 4)
     codecs = [open_codec(one.codec, str(path), CPU) for path in (rae, copied)]
     assert torch.equal(*(codec.decode(z) for codec in codecs)) and codecs[0].decode(z).shape == (2, 1, 8, 8)
