@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness.assembly.dimension_shift import with_shifts
 from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
@@ -88,7 +89,7 @@ def is_run(folder: Path) -> bool:
 
 def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     """Validate a raw table and fill in every default, those that depend on method and backbone included."""
-    data = dict(data)
+    data = with_shifts(data, where)
     per_method = data.pop("methods", {})
     chosen = _stacked(data.pop("method", {}), where)
     if not isinstance(chosen, Mapping) or not isinstance(per_method, Mapping):

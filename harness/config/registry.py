@@ -90,6 +90,7 @@ CODECS = {
     "wan-vae": "harness.latents.wan_vae:WanVae",
     "oobleck": "harness.latents.audio_codecs:Oobleck",
     "dac": "harness.latents.audio_codecs:Dac",
+    "rae": "harness.latents.rae:Rae",
 }
 # Family of tasks -> class; a full name is "family:variant", or the family alone.
 TASKS = {

@@ -212,7 +212,8 @@ class TimeSpec(Section):
     std: float = Field(default=1.0, gt=0)
     """Standard deviation of that normal."""
     shift: float = Field(default=1.0, gt=0)
-    """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise."""
+    """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise. `dimension` is
+    sqrt(m / 4096) of latents with m values, and at least 1 (RAE, arXiv 2510.11690)."""
     late: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
     apart: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
@@ -345,12 +346,12 @@ Scales = Annotated[float | tuple[float, ...], BeforeValidator(_scales)]
 class EvalSpec(Section):
     """Evaluation of the EMA weights."""
 
-    later_fields: ClassVar[tuple[str, ...]] = (
+    guiding_fields: ClassVar[tuple[str, ...]] = (
         "method_guidance",
         "method_guidance_low",
         "method_guidance_high",
     )
-    """Fields that hashes of an evaluation leave out at their defaults, because earlier ones lack them."""
+    """Fields that have no effect unless the method guides."""
 
     every: int = Field(default=50_000, ge=1)
     """Steps between evaluations."""
@@ -362,6 +363,9 @@ class EvalSpec(Section):
     """Integrator, see `flowrace list samplers`."""
     sampler_steps: int = Field(default=250, ge=1, le=COUNT)
     """Steps from noise to sample."""
+    sampler_shift: float = Field(default=1.0, gt=0, json_schema_extra=HASHED_IF_SET)
+    """alpha of s(alpha, t), by which the sampler's times move; above 1 they are denser at noise. `dimension`
+    is that of the latents, as for `time.shift`."""
     precision: Literal["float32", "bfloat16"] = Field(default="float32", json_schema_extra=HASHED_IF_SET)
     """Precision of the network in sampling."""
     guidance: Scales = 1.0
@@ -397,8 +401,9 @@ class EvalSpec(Section):
 
     @property
     def unset(self) -> set[str]:
-        """The later fields that have no effect, since the method does not guide."""
-        return set(self.later_fields) if self.method_guidance == 1 else set()
+        """The later fields that have no effect; hashes leave them out, because earlier ones lack them."""
+        guiding = set(self.guiding_fields) if self.method_guidance == 1 else set()
+        return guiding | ({"sampler_shift"} if self.sampler_shift == 1 else set())
 
     @property
     def scale(self) -> float:

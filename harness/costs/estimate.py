@@ -150,7 +150,7 @@ def _passes(spec: EvalSpec, low: float, high: float) -> int:
     """Return the network passes of one sample at times from `low` to `high`."""
     steps = min(spec.sampler_steps, FINEST)
     guidance = Interval(spec.scale, spec.guidance_low, spec.guidance_high)
-    inside = [t for t in sampler_times(spec.sampler, steps) if low <= t <= high]
+    inside = [t for t in sampler_times(spec.sampler, steps, spec.sampler_shift) if low <= t <= high]
     counted = sum(1 if guidance.at(t) == 1 else 2 for t in inside)
     if steps == spec.sampler_steps:
         return counted
@@ -159,7 +159,7 @@ def _passes(spec: EvalSpec, low: float, high: float) -> int:
 
 
 @cache
-def sampler_times(sampler: str, steps: int) -> tuple[float, ...]:
+def sampler_times(sampler: str, steps: int, shift: float = 1.0) -> tuple[float, ...]:
     """Return the time of each network pass of a sampler, in order."""
     times: list[float] = []
 
@@ -167,7 +167,8 @@ def sampler_times(sampler: str, steps: int) -> tuple[float, ...]:
         times.append(t)
         return torch.zeros_like(x)
 
-    SAMPLERS[sampler](still, torch.zeros(1), steps, noise=lambda _, x: torch.zeros_like(x))
+    none = lambda _, x: torch.zeros_like(x)  # noqa: E731
+    SAMPLERS[sampler](still, torch.zeros(1), steps, noise=none, shift=shift)
     return tuple(times)
 
 

@@ -158,6 +158,10 @@ class RandomEncoder(Viewer):
             tokens, tokens.mean(dim=1) if summary else None, torch.stack(maps, dim=1) if attention else None
         )
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        return self._network.state_dict()
+
     def _prepare(
         self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device
     ) -> None:

@@ -8,6 +8,9 @@ They are functions of a velocity field `v(x, t)`, with x (B, C, H, W) and t a nu
     euler_maruyama     SDE with diffusion w(t) = 2 t on t = 1 .. 0.04, then one drift step to 0
                        (REPA samplers.py; the same arithmetic as SiT's and Self-Flow's "sigma" SDE
                        with last step "Mean")
+
+`shift` moves the grid of times towards noise: t = s(shift, u) on an even grid of u, with s of path.py. The
+first and the last time stay where they are (RAE integrators.py; diffusers' flow-matching schedulers).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch import Tensor
 from harness.backbone.condition import Condition, SharedText, Text, shared
 from harness.backbone.network import Prediction
 from harness.backbone.times import Times
+from harness.flow.path import shifted
 
 Velocity = Callable[[Tensor, float], Tensor]
 Noise = Callable[[int, Tensor], Tensor]
@@ -85,22 +89,45 @@ class Sampler(Protocol):
     """The signature that all samplers share."""
 
     def __call__(
-        self, v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype: torch.dtype = ...
+        self,
+        v: Velocity,
+        x: Tensor,
+        steps: int,
+        *,
+        noise: Noise,
+        shift: float = ...,
+        dtype: torch.dtype = ...,
     ) -> Tensor: ...
 
 
-def euler(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:
+def euler(
+    v: Velocity,
+    x: Tensor,
+    steps: int,
+    *,
+    noise: Noise | None = None,
+    shift: float = 1.0,
+    dtype=torch.float64,
+) -> Tensor:
     """Return samples after `steps` Euler steps, which take one network pass each."""
     x = x.to(dtype)
-    for t, t_next in _pairs(torch.linspace(1, 0, steps + 1, dtype=torch.float64)):
+    for t, t_next in _pairs(_times(0.0, steps + 1, shift)):
         x = x + (t_next - t) * _slope(v, x, t)
     return x
 
 
-def heun(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:
+def heun(
+    v: Velocity,
+    x: Tensor,
+    steps: int,
+    *,
+    noise: Noise | None = None,
+    shift: float = 1.0,
+    dtype=torch.float64,
+) -> Tensor:
     """Return samples after `steps` Heun steps, which take 2 `steps` - 1 network passes."""
     x = x.to(dtype)
-    for t, t_next in _pairs(torch.linspace(1, 0, steps + 1, dtype=torch.float64)):
+    for t, t_next in _pairs(_times(0.0, steps + 1, shift)):
         d = _slope(v, x, t)
         if t_next > 0:
             d = 0.5 * (d + _slope(v, x + (t_next - t) * d, t_next))
@@ -108,10 +135,12 @@ def heun(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtyp
     return x
 
 
-def euler_maruyama(v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype=torch.float64) -> Tensor:
+def euler_maruyama(
+    v: Velocity, x: Tensor, steps: int, *, noise: Noise, shift: float = 1.0, dtype=torch.float64
+) -> Tensor:
     """Return samples of the SDE after `steps` network passes; step i adds `noise(i, x)`."""
     x = x.to(dtype)
-    times = torch.linspace(1, SDE_LAST, steps, dtype=torch.float64)
+    times = _times(SDE_LAST, steps, shift)
     for i, (t, t_next) in enumerate(_pairs(times)):
         x = x + (t_next - t) * _drift(v, x, t) + (2 * t * (t - t_next)) ** 0.5 * noise(i, x).to(x)
     # This is SDE_LAST, except that linspace of a single step gives 1.
@@ -188,6 +217,11 @@ def _repeated(null: Tensor | SharedText) -> Tensor | SharedText:
     if isinstance(null, Tensor):
         return null.repeat(2)
     return SharedText(null.distinct, null.rows.repeat(2))
+
+
+def _times(last: float, count: int, shift: float) -> Tensor:
+    """Return `count` times from 1 to `last`, evenly spaced before their shift, float64."""
+    return shifted(torch.linspace(1, last / (shift - (shift - 1) * last), count, dtype=torch.float64), shift)
 
 
 def _slope(v: Velocity, x: Tensor, t: float) -> Tensor:

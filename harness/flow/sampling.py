@@ -86,7 +86,7 @@ def draw(
         v = lambda x, t: free(keep(x), t)  # noqa: E731
     noise = lambda i, x: _normal(streams, f"sde_noise/{i}", index, shape, extra).to(x)  # noqa: E731
     with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-        x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
+        x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise, shift=spec.sampler_shift)
     x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x
     x = x if keep is None else keep(x)
     return (x if decode is None else decode(x.float())).float()

@@ -59,7 +59,9 @@ class Codec(Protocol):
     """A codec, constructed as `cls(weights, device)` with a local path, "" for a codec without weights.
 
     The class also has `address(path)`, which returns the sha256 of the weights at a path, and
-    `outline(shape)`, which is `shape` under the published weights.
+    `outline(shape)`, which is `shape` under the published weights. Two members are optional.
+    `outline_at(path, shape)` is `shape` under the weights at a path. `deterministic` is True for a codec
+    without a posterior, whose latents are stored without a standard deviation.
     """
 
     modalities: tuple[str, ...]

@@ -91,7 +91,7 @@ class Latents:
         codec = registry.load("codec", _family(spec))
         about = {"modality": codec.modalities[0], "classes": spec.classes}
         source = _planned_shape(spec, codec.modalities[0])
-        shape = codec.outline(codec_input_shape(source, codec.rate))
+        shape = _outlined(codec, spec, codec_input_shape(source, codec.rate))
         return SimpleNamespace(**about, shape=shape, pictures=SimpleNamespace(**about, shape=source))
 
     @staticmethod
@@ -275,6 +275,13 @@ def _modality(manifest: dict[str, Any]) -> str:
 
 def _plural(modality: str) -> str:
     return {"image": "images", "video": "videos", "audio": "sounds"}[modality]
+
+
+# Any: a class of codecs.
+def _outlined(codec: Any, spec: DataSpec, of: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of latents under the codec's weights if the spec locates them, else the published."""
+    at = getattr(codec, "outline_at", None)
+    return at(Path(spec.codec_weights), of) if at and spec.codec_weights else codec.outline(of)
 
 
 def _planned_shape(spec: DataSpec, modality: str) -> tuple[int, ...]:

@@ -125,10 +125,16 @@ class Encoding:
             "pixels": list(self.dataset.shape),
             "shape": list(self.latent_shape()),
             "copies": 2 if self.flip else 1,
+            **({"holds": "sample"} if self.parts == 1 else {}),
             "dtype": "float16" if self.half else "float32",
             "rows": self.rows,
             "batch": self.batch,
         }
+
+    @property
+    def parts(self) -> int:
+        """2 for mean and standard deviation, 1 for a codec without a posterior."""
+        return 1 if getattr(self.codec, "deterministic", False) else 2
 
     def latent_shape(self) -> tuple[int, ...]:
         """Return the shape of a latent. Raises `UserError` for samples that the codec cannot encode."""
@@ -139,7 +145,7 @@ class Encoding:
 
     @property
     def record(self) -> tuple[int, ...]:
-        return (2 if self.flip else 1, 2, *self.latent_shape())
+        return (2 if self.flip else 1, self.parts, *self.latent_shape())
 
     @property
     def dtype(self) -> np.dtype:
@@ -303,10 +309,10 @@ def _write_shard(
 
 
 def _moments(job: Encoding, index: np.ndarray, device: torch.device) -> np.ndarray:
-    """Return moments (n, copies, 2, c, *places) of the samples at these data set indices."""
+    """Return moments (n, copies, parts, c, *places) of the samples at these data set indices."""
     x = _read(job, index).to(device)
     versions = (x, x.flip(-1)) if job.flip else (x,)
-    copies = [torch.stack(job.codec.encode(version), dim=1) for version in versions]
+    copies = [torch.stack(job.codec.encode(version)[: job.parts], dim=1) for version in versions]
     moments = torch.stack(copies, dim=1).float().cpu().numpy()
     moments = moments.astype(job.dtype)
     if not np.isfinite(moments).all():

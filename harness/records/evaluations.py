@@ -56,6 +56,8 @@ class Conditions:
     """Scale of the method's own guidance."""
     method_guidance_low: float = 0.0
     method_guidance_high: float = 1.0
+    sampler_shift: float = 1.0
+    """Shift of the sampler's times."""
 
     @classmethod
     def of_spec(cls, table: Mapping[str, Any], ema: str = "float32", reference: str = "") -> Self:
@@ -91,6 +93,7 @@ class Conditions:
             none = {scale: 1.0, low: 0.0, high: 1.0}
             chosen = {name: float(known.get(name, none[name])) for name in none}
             known.update(none if chosen[scale] == 1 else chosen)
+        known["sampler_shift"] = float(known.get("sampler_shift", 1.0))
         return cls(**known)
 
     def is_of_spec(self, table: Mapping[str, Any]) -> bool:
@@ -108,8 +111,10 @@ class Conditions:
         """8 hex digits that identify the conditions, for file names."""
         settings = asdict(self)
         if self.method_guidance == 1:
-            # Conditions recorded before methods could guide have no such settings.
+            # Conditions of earlier versions have neither these settings nor a shift.
             settings = {name: v for name, v in settings.items() if not name.startswith("method_guidance")}
+        if self.sampler_shift == 1:
+            del settings["sampler_shift"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     def name(self, among: Iterable[Conditions]) -> str:

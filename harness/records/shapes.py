@@ -114,7 +114,8 @@ def spec_fault(spec: Mapping[str, Any]) -> str:
         if name in asked and not is_count(asked[name]):
             return f"eval.{name} is no whole number"
     scales = ("guidance", "method_guidance")
-    for name in (f"{scale}{end}" for scale in scales for end in ("", "_low", "_high")):
+    numbers = [f"{scale}{end}" for scale in scales for end in ("", "_low", "_high")]
+    for name in (*numbers, "sampler_shift"):
         several = asked.get(name) if name == "guidance" else None
         if isinstance(several, list | tuple) and several and all(map(is_number, several)):
             continue

@@ -14,6 +14,7 @@ from reports.race.protocols import protocols_of
 FIELDS = (
     "sampler",
     "sampler_steps",
+    "sampler_shift",
     "guidance",
     "guidance_low",
     "guidance_high",
@@ -27,13 +28,14 @@ FIELDS = (
 SETTINGS = tuple(field.name for field in fields(Conditions) if field.name not in ("ema", "protocol"))
 """The names that `--protocol` accepts."""
 FULL = {
+    "sampler_shift": 1.0,
     "guidance_low": 0.0,
     "guidance_high": 1.0,
     "method_guidance": 1.0,
     "method_guidance_low": 0.0,
     "method_guidance_high": 1.0,
 }
-"""Values that need no mention: guidance at all times, and no guidance of the method."""
+"""Values that need no mention: even times, guidance at all times, and no guidance of the method."""
 
 
 def conditions_of(record: Record, metric: str) -> list[dict[str, Any]]:
@@ -60,6 +62,7 @@ def _part(name: str, values: Sequence[Any]) -> str:
     return {
         "sampler": f"sampler {text}",
         "sampler_steps": f"{text} steps",
+        "sampler_shift": f"time shift {text}",
         "guidance": f"guidance {text}",
         "guidance_low": f"from time {text}",
         "guidance_high": f"up to time {text}",

@@ -21,6 +21,7 @@ from reports.stats.means import Mean, mean_of
 
 NAMES = {
     "sampler_steps": "the number of sampler steps",
+    "sampler_shift": "the shift of the sampler's times",
     "samples": "the number of samples",
     "seed": "the seed of the evaluation",
     "labels": "the choice of labels",

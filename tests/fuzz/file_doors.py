@@ -14,8 +14,17 @@ import torch
 from safetensors.torch import save
 
 from harness.assembly.resolve import load_spec
+from harness.backbone.sizes import Size
+from harness.config.spec import DataSpec
+from harness.data.open import open_dataset
+from harness.encoders.base import Choice, open_encoder
 from harness.errors import UserError
 from harness.exchange.reading import ANCHOR, read_source
+from harness.latents.codec import open_codec
+from harness.latents.rae_decoder import initial_decoder
+from harness.latents.rae_folder import CLASS, RaeConfig
+from harness.latents.rae_training import TrainedRae
+from harness.latents.rae_training import save as save_rae
 from harness.records import checkpoint
 from harness.records.checkpoint_files import checkpoints, precision_of
 from harness.records.integrity import misfits
@@ -74,6 +83,24 @@ def write_checkpoint(folder: Path) -> None:
 
 
 MOMENTS = moments_of(np.random.default_rng(0).normal(size=(20, 3)))
+
+
+def write_rae(folder: Path) -> None:
+    size, shape = Size(1, 8, 2), (32, 4, 4)
+    encoder = open_encoder(
+        Choice("random:tiny"), open_dataset(DataSpec()), grid=(4, 4), held_out=0.1, device=torch.device("cpu")
+    )
+    named = {"name": encoder.name, "sha256": encoder.sha256}
+    fields = {"channels": 32, "grid": 4, "pixels": (1, 8, 8), "classes": 10, "decoder": "1x8x2"}
+    config = RaeConfig.model_validate({"_class_name": CLASS, "encoder": named, **fields})
+    decoder = initial_decoder(size, 32, 4, (1, 8, 8), seed=0).state_dict()
+    tensors = {f"decoder.{name}": value for name, value in decoder.items()}
+    statistics = {"latents.mean": torch.zeros(shape), "latents.std": torch.ones(shape)}
+    save_rae(TrainedRae(config, tensors | statistics, 0.0), folder, "")
+
+
+def from_rae(folder: Path) -> Iterable[float]:
+    return [float(size) for size in open_codec("rae", str(folder), torch.device("cpu")).shape((1, 8, 8))]
 
 
 def write_statistics(folder: Path) -> None:
@@ -202,6 +229,7 @@ FILES = (
         partial(from_weights, "a.safetensors"),
     ),
     Door("checkpoint", lambda: written(write_checkpoint), from_checkpoint),
+    Door("codec rae", lambda: written(write_rae), from_rae, True, cases=5, only=("config.json",)),
     Door("statistics", lambda: written(write_statistics), from_statistics),
     Door("torchscript options", lambda: {"options.txt": b"size=96&dim=12&range=unit"}, from_options, True),
     Door("spec", lambda: {"spec.toml": tiny("method.name=repa").to_toml().encode()}, from_spec, True),

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from harness.flow.samplers import SAMPLERS, euler, euler_maruyama, heun, velocity_field
+from harness.costs.estimate import sampler_times
+from harness.flow.samplers import SAMPLERS, SDE_LAST, euler, euler_maruyama, heun, velocity_field
 
 
 def to_gaussian(x: torch.Tensor, t: float, sd: float = 0.5) -> torch.Tensor:
@@ -40,6 +41,26 @@ def test_samples_have_the_spread_of_the_data(name: str) -> None:
     noise = lambda i, x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
     samples = SAMPLERS[name](to_gaussian, x, 200, noise=noise)
     assert samples.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "last"), [("euler", 0.0), ("euler_maruyama", SDE_LAST)])
+def test_shift_moves_the_times_between_the_ends(name: str, last: float) -> None:
+    """RAE integrators.py: t = alpha u / (1 + (alpha - 1) u) of an even grid of u from 1 to the last time."""
+    alpha, times = 6.5, torch.tensor(sampler_times(name, 8, 6.5), dtype=torch.float64)
+    even = times / (alpha - (alpha - 1) * times)
+    torch.testing.assert_close(even.diff(), even.diff().mean().expand(7))
+    ends = (1.0, last) if name == "euler_maruyama" else (1.0, (alpha / 8) / (1 + (alpha - 1) / 8))
+    assert (times[0].item(), times[-1].item()) == pytest.approx(ends)
+    assert sampler_times(name, 8, 1.0) == sampler_times(name, 8)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_shifted_samples_have_the_spread_of_the_data(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(20_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+    noise = lambda i, x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
+    samples = SAMPLERS[name](to_gaussian, x, 100, noise=noise, shift=3.0)
+    assert samples.std().item() == pytest.approx(0.5, rel=0.04)
 
 
 def test_guidance_applies_only_inside_its_interval() -> None:

@@ -13,7 +13,7 @@ from harness.config.spec import DataSpec
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.latents.codec import addressed, open_codec
-from tests.harness.latents.vae import save_dac, save_oobleck, save_vae, save_wan
+from tests.harness.latents.vae import save_dac, save_oobleck, save_rae, save_vae, save_wan
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_sd_vae_raises_for_unreadable_weights_and_unsuited_samples(tmp_path: Pat
         open_codec("sd-vae", str(tmp_path / "good"), CPU).shape((3, 7, 8))
 
 
-SAVED = {"sd-vae": save_vae, "wan-vae": save_wan, "oobleck": save_oobleck, "dac": save_dac}
+SAVED = {"sd-vae": save_vae, "wan-vae": save_wan, "oobleck": save_oobleck, "dac": save_dac, "rae": save_rae}
 
 
 @pytest.mark.parametrize("family", SAVED)

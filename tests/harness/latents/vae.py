@@ -93,6 +93,30 @@ def save_dac(folder: Path, ratios: tuple[int, ...] = (2, 4, 5)) -> Path:
     return folder
 
 
+def save_rae(folder: Path) -> Path:
+    """Save a representation autoencoder of images 8x8, with 64 latent channels on a grid of 2x2 and
+    statistics for each channel and place."""
+    from diffusers import AutoencoderRAE
+
+    torch.manual_seed(0)
+    rae = AutoencoderRAE(
+        encoder_type="mae",
+        encoder_hidden_size=64,
+        encoder_patch_size=4,
+        encoder_num_hidden_layers=1,
+        encoder_input_size=8,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        patch_size=4,
+        latents_mean=torch.randn(64, 2, 2),
+        latents_std=torch.rand(64, 2, 2) + 0.5,
+    )
+    rae.save_pretrained(folder)
+    return folder
+
+
 def save_images(file: Path, count: int = 20, side: int = 8) -> Path:
     """Save random colour images of three classes as an npz."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,68 @@
+"""The data set that a command of `flowrace data` reads: a path, or the name of a data set, with --set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+
+def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
+    """Return the `DataSpec` of SRC: a data set, or a path whose files have the codec's modality."""
+    from harness.assembly.data_fields import check_fields
+    from harness.config import registry
+    from harness.config.parts import nested_setting
+    from harness.config.spec import DataSpec
+    from harness.config.tables import parse_override, set_path, validate
+
+    if source in registry.names("dataset"):
+        fields: dict[str, Any] = {"name": source}
+    else:
+        fields = {"name": _kind(Path(source), modality), "root": source}
+    table: dict[str, Any] = {"data": fields}
+    for override in overrides:
+        path, value = parse_override(override)
+        if not path.startswith("data."):
+            raise UserError(
+                f"--set {override}: only fields of the source can be set here, "
+                "for example data.resolution=256"
+            )
+        set_path(table, *nested_setting(path, value))
+    spec = validate(DataSpec, table["data"], f"SRC {source}")
+    if spec.name == "latents":
+        raise UserError(
+            f"SRC {source}: latents are already encoded; give the data set that they were encoded from"
+        )
+    _check_training_fields(spec)
+    dataset = registry.load("dataset", spec.name)
+    check_fields(spec, dataset, dataset.modality)
+    return spec
+
+
+def _check_training_fields(spec: Any) -> None:
+    """Raise `UserError` if a field is set that only training reads."""
+    for name, instead in (
+        ("flip", "give --flip to encode mirrored pictures too"),
+        ("held_out", "leave it out"),
+        ("workers", "leave it out"),
+    ):
+        value = getattr(spec, name)
+        if value != type(spec).model_fields[name].default:
+            raise UserError(
+                f"data.{name} = {json.dumps(value)} applies to training on the latents, not to encoding; "
+                f"{instead}"
+            )
+
+
+def _kind(path: Path, modality: str) -> str:
+    if not path.exists():
+        raise UserError(
+            f"SRC {path}: no such file or folder, and no data set of that name; see: flowrace list datasets"
+        )
+    from harness.data.disk.kinds import image_kind
+
+    if modality != "image":
+        return {"video": "videos", "audio": "sounds"}[modality]
+    return image_kind(path)
