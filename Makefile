@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml $(if $(LOCKED),constraints.txt)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--constraint constraints.txt) \
-		--editable '.[test,docs,video,audio,tune,latents,text,slurm,ray,logs,optimizers]'
+		--editable '.[test,docs,video,audio,tune,latents,text,slurm,ray,logs,optimizers,metaworld,pusht]'
 	rm -f $(VENV)/.installed*
 	touch $@
 

@@ -95,6 +95,8 @@ CODECS = {
 # Family of tasks -> class; a full name is "family:variant", or the family alone.
 TASKS = {
     "open-and-place": "harness.environments.open_and_place:OpenAndPlace",
+    "metaworld": "harness.environments.metaworld:MetaWorld",
+    "pusht": "harness.environments.pusht:PushT",
 }
 _TABLES = {
     "method": METHODS,

@@ -6,7 +6,7 @@ start of an environment is a pure function of its seed, and each step one of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,53 +80,78 @@ class Environments(Protocol):
 
 
 class Environment(Protocol):
-    """A single environment, for simulators that step one at a time; the methods are those of a row."""
+    """A single environment, for simulators that step one at a time; the methods are those of a row.
+
+    `state` is the simulation's own, and `frame` is empty if none can be drawn.
+    """
 
     task: Task
 
     def reset(self, seed: int) -> None: ...
-    def observe(self) -> Observation: ...
+    def state(self) -> np.ndarray: ...
+    def frame(self) -> np.ndarray: ...
     def step(self, action: np.ndarray) -> float: ...
     def stages(self) -> Sequence[bool]: ...
     def expert(self) -> np.ndarray: ...
 
 
+class Drawn(Mapping[str, np.ndarray]):
+    """An observation whose frames are drawn when they are read, before the next step."""
+
+    def __init__(self, states: Observation, draw: Callable[[], np.ndarray]) -> None:
+        self._states, self._draw = states, draw
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._draw() if name == "image" else self._states[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name == "image" or name in self._states
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("image", *self._states))
+
+    def __len__(self) -> int:
+        return 1 + len(self._states)
+
+
 class Singles:
-    """Environments that are stepped one after the other. Those that have ended keep their observation."""
+    """Environments that are stepped one after the other. Of those that have ended, the last frame is kept."""
 
     def __init__(self, make: Callable[[], Environment]) -> None:
         self._make = make
-        self._all = [make()]
-        self._count = 0
-        self._seen: list[Observation] = []
-        self.task = self._all[0].task
+        self._made = [make()]
+        self._rows: list[Environment] = []
+        # None for a frame that is no longer that of the state.
+        self._frames: list[np.ndarray | None] = []
+        self.task = self._made[0].task
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self._count = len(seeds)
-        self._all += [self._make() for _ in range(self._count - len(self._all))]
-        for one, seed in zip(self._active, seeds, strict=True):
+        self._made += [self._make() for _ in range(len(seeds) - len(self._made))]
+        self._rows, self._frames = self._made[: len(seeds)], [None] * len(seeds)
+        for one, seed in zip(self._rows, seeds, strict=True):
             one.reset(seed)
-        self._seen = [one.observe() for one in self._active]
 
     def observe(self) -> Observation:
-        return {name: np.stack([seen[name] for seen in self._seen]) for name in self._seen[0]}
+        return Drawn({"state": np.stack([one.state() for one in self._rows])}, self._draw)
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> np.ndarray:
-        rewards = np.zeros(self._count)
+        actions, rewards = check_actions(actions, self.task), np.zeros(len(self._rows))
         for row in np.flatnonzero(active):
-            rewards[row] = self._all[row].step(actions[row])
-            self._seen[row] = self._all[row].observe()
+            rewards[row] = self._rows[row].step(actions[row])
+            self._frames[row] = None
         return rewards
 
     def stages(self) -> np.ndarray:
-        return np.array([one.stages() for one in self._active], dtype=bool)
+        return np.array([one.stages() for one in self._rows], dtype=bool)
 
     def expert(self) -> np.ndarray:
-        return np.stack([one.expert() for one in self._active])
+        return np.stack([one.expert() for one in self._rows])
 
-    @property
-    def _active(self) -> list[Environment]:
-        return self._all[: self._count]
+    def _draw(self) -> np.ndarray:
+        for row, one in enumerate(self._rows):
+            if self._frames[row] is None:
+                self._frames[row] = one.frame()
+        return np.stack([frame for frame in self._frames if frame is not None])
 
 
 class Family(Protocol):

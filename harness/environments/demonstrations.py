@@ -121,7 +121,9 @@ def _played(environments: Environments, seeds: Sequence[int]) -> dict[int, Steps
                 one, moment.actions[row], float(moment.rewards[row]), done, bool(moment.succeeded[row])
             )
 
-    for played in play(environments, seeds, Expert(), lambda: seen.append(environments.observe()), after):
+    # A copy, because frames may be drawn when they are read.
+    before = lambda: seen.append(dict(environments.observe()))  # noqa: E731
+    for played in play(environments, seeds, Expert(), before, after):
         all_steps[seeds.index(played.seed)].stages = played.stages
     return dict(zip(seeds, all_steps, strict=True))
 

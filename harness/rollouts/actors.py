@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -40,12 +40,30 @@ class NetworkActor:
 
     def plan(self, environments: Environments, step: int) -> np.ndarray:
         # It may have more than the protocol names: the rest of a simulation's state.
-        seen = {name: values[self._rows] for name, values in environments.observe().items()}
-        observation = cast(Observation, seen)
+        observation = cast(Observation, _Rows(environments.observe(), self._rows))
         name = f"{NOISE}/{step // self.chunk}"
         noise = self._streams.normal(name, self._seeds[self._rows], self._policy.noise_shape)
         actions = self._policy.act(observation, noise)
         return actions.detach().cpu().numpy()[: len(self._seeds)]
+
+
+class _Rows(Mapping[str, np.ndarray]):
+    """Some rows of an observation, taken when they are read: a policy may not need the frames."""
+
+    def __init__(self, observation: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+        self._all, self._rows = observation, rows
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._all[name][self._rows]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
 
 
 class RandomActor:
