@@ -127,7 +127,10 @@ class FrozenTextEncoder(ABC):
 
     def _block(self, captions: Sequence[str]) -> Text:
         """Return the features of at most `BLOCK` captions from a pass of exactly `BLOCK`."""
-        tokens = self.tokens(padded(captions))
+        texts = padded(captions)
+        tokens = self.tokens(texts)
+        if self.settings.pooled or self.settings.padding != "attended":
+            self._check_tokens(texts, tokens.mask)
         moved = Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device))
         # Features do not depend on the precision of training, because they are computed once for many runs.
         with torch.autocast(self.device.type, enabled=False):
@@ -138,6 +141,14 @@ class FrozenTextEncoder(ABC):
         if self.settings.padding == "attended":
             return Text(features)[: len(captions)]
         return Text(features * tokens.mask[..., None], tokens.mask)[: len(captions)]
+
+    def _check_tokens(self, captions: Sequence[str], mask: Tensor) -> None:
+        """Raise `UserError` for a caption without a real token, for example the empty one."""
+        for row in (~mask.any(dim=1)).nonzero().flatten().tolist()[:1]:
+            raise UserError(
+                f"text encoder '{self.name}' has no token for the caption {captions[row][:40]!r}; choose one "
+                "whose tokenizer adds special tokens"
+            )
 
 
 def padded(captions: Sequence[str]) -> list[str]:

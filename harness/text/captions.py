@@ -52,7 +52,7 @@ class RunCaptions:
         self._store = open_store(encoder)
         self.added = add_captions(self._store, encoder, lambda: itertools.chain([EMPTY], self._all()), note)
         if self.added.distinct == 1:
-            raise UserError("the data set has captions, but no sample has one; check data.caption_key")
+            raise UserError("no sample of the data set has a caption with text; check data.caption_key")
         self.empty: Text = self._store.read([EMPTY])
         """The features of the empty caption (1, L, D)."""
         if self.added.first_cut is not None:

@@ -62,7 +62,7 @@ def caption_column(columns: Sequence[str], key: str, where: str) -> str:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(found or columns)
-    why = "may each hold captions" if found else f"of which none is named {', '.join(NAMES)}"
+    why = "which may each hold captions" if found else f"of which none is named {', '.join(NAMES)}"
     raise UserError(f"{where} has columns {listed}, {why}; choose one with data.caption_key")
 
 
@@ -134,11 +134,12 @@ def folder_captions(root: Path, names: Sequence[str], split: str, key: str) -> C
         columns = list(dict.fromkeys(name for row in rows for name in row))
         if key != USUAL_CAPTIONS or any(name.lower() in NAMES for name in columns):
             column = caption_column([name for name in columns if name != FILE], key, str(file))
-            return _of_rows(file, prefix, rows, column, names)
+            return _of_rows(root, file, prefix, rows, column, names)
     if key != USUAL_CAPTIONS:
         raise UserError(
             f"data.caption_key = {key}, but {root} has no table with columns; leave it out to read NAME.txt"
         )
+    _refuse_shared(root, names)
     texts = [_beside(root / name) for name in names]
     if not any(texts):
         raise UserError(
@@ -149,7 +150,7 @@ def folder_captions(root: Path, names: Sequence[str], split: str, key: str) -> C
 
 
 def _of_rows(
-    file: Path, prefix: str, rows: Iterable[dict[str, Any]], column: str, names: Sequence[str]
+    root: Path, file: Path, prefix: str, rows: Iterable[dict[str, Any]], column: str, names: Sequence[str]
 ) -> Captions:
     """Return the captions of the rows of a table, which may list a file several times."""
     found: dict[str, tuple[str, ...]] = {}
@@ -161,7 +162,28 @@ def _of_rows(
     texts = [found.get(name, ()) for name in names]
     if not any(texts):
         raise UserError(f"{file} has no caption of any of the {len(names)} files; correct its {FILE}")
-    return Captions(texts.__getitem__, f"{file.name}, column '{column}'", len(texts))
+    return Captions(
+        texts.__getitem__, f"{file.name}, column '{column}'{_absent(root, found, names)}", len(texts)
+    )
+
+
+def _absent(root: Path, listed: Iterable[str], names: Sequence[str]) -> str:
+    """Return how many files of a table do not exist, in words; empty if all do."""
+    known = set(names)
+    absent = [name for name in listed if name not in known and not (root / name).is_file()]
+    return f"; {len(absent)} listed files do not exist (first: {absent[0]})" if absent else ""
+
+
+def _refuse_shared(root: Path, names: Sequence[str]) -> None:
+    """Raise `UserError` for two files of one name, whose text file may belong to either."""
+    first: dict[Path, str] = {}
+    for name in names:
+        text = Path(name).with_suffix(BESIDE)
+        other = first.setdefault(text, name)
+        if other != name and (root / text).is_file():
+            raise UserError(
+                f"{root} has {other} and {name}, and {text} may have the captions of either; rename one"
+            )
 
 
 def _beside(image: Path) -> tuple[str, ...]:

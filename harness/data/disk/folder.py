@@ -189,7 +189,11 @@ def _refuse_parts(base: Path, inside: list[str], kind: Kind) -> None:
 
 def _unread(base: Path) -> str:
     """Return the tables next to the files that are not read, in words; empty without one."""
-    files = (file.name for file in base.iterdir() if file.suffix.lower() in TABLES)
+    names = {file.name for file in base.iterdir()}
+    stems = {name.rpartition(".")[0] for name in names if not name.endswith(BESIDE)}
+    # NAME.txt next to NAME.jpg has its captions.
+    own = {name for name in names if name.removesuffix(BESIDE) in stems and name.endswith(BESIDE)}
+    files = (name for name in names - own if Path(name).suffix.lower() in TABLES)
     tables = sorted(name for name in files if not is_clutter(name) and name not in READERS)[:3]
     if not tables:
         return ""

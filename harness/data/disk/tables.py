@@ -17,7 +17,7 @@ import numpy as np
 from harness.config.spec import DataSpec
 from harness.data.disk.class_label import class_names
 from harness.data.disk.labels import HIDDEN, Labels, label_column, most_classes, named_classes, unlabelled
-from harness.errors import UserError, unknown
+from harness.errors import UserError, first_line, unknown
 from harness.files.parse import parse_json
 from metrics.files.parquet_files import FILE, TABLE, bounded_table, schema_of
 from metrics.value import MetricError
@@ -144,12 +144,23 @@ def _jsonl(file: Path, spec: DataSpec) -> Table | None:
 def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
-        rows = [parse_json(line) for line in lines if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from error
+    rows = [_parsed(line, file, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{file} is not a readable table: expected one JSON object per line")
     return rows
+
+
+# Any: a value of JSON.
+def _parsed(line: str, file: Path, number: int) -> Any:
+    try:
+        return parse_json(line)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", first_line(error))
+        raise UserError(
+            f"{file} is not a readable table: line {number} is not JSON ({reason}); correct it"
+        ) from error
 
 
 def _parquet(file: Path, spec: DataSpec) -> Table | None:
@@ -254,7 +265,8 @@ def edm_table(file: Path, text: str) -> Table | None:
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} is not a readable table: {error}; save it as UTF-8")
+    what = "correct it" if isinstance(error, json.JSONDecodeError) else "save it as UTF-8"
+    return UserError(f"{file} is not a readable table: {error}; {what}")
 
 
 ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {

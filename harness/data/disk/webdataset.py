@@ -357,7 +357,7 @@ def _json(file: Path, group: _Group) -> dict[str, Any]:
     try:
         fields = parse_json(_text(file, group, JSON, JSON_BYTES))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: {group.key}.{JSON} is not JSON: {first_line(error)}") from error
+        raise UserError(f"{file}: {group.key}.{JSON} is not JSON: {first_line(error)}; correct it") from error
     if not isinstance(fields, dict):
         raise UserError(f"{file}: {group.key}.{JSON} is no JSON object; replace it")
     return fields

@@ -106,7 +106,7 @@ def test_line_and_row_count_and_name_missing_empty_and_long_captions(tmp_path: P
         (
             {"text": ["a"] * 8, "caption": ["b"] * 8},
             "usual",
-            r"text, caption, may each hold captions; choose",
+            r"text, caption, which may each hold captions; choose",
         ),
         ({"text": ["a"] * 8}, "txt", r"unknown data\.caption_key in .* 'txt' .*Did you mean 'text'"),
         ({"text": list(range(8))}, "usual", r"column 'text' is int64, expected texts or lists of texts"),
@@ -183,6 +183,8 @@ def test_text_files_give_the_captions_of_the_images_of_their_name(tmp_path: Path
         "6 captions (NAME.txt files); 3 samples have none (first: 5.png); 1 are empty (first: 3.png)" in line
     )
     assert "skipped without a file of their name: 1 (orphan.txt)" in line
+    # Captions next to their images are not reported as tables that are not read, but any other text is.
+    assert "(orphan.txt not read" in line and "(0.txt" not in line
     assert "other files: 6" in found_in(opened("folder", tmp_path)).line()
 
 
@@ -198,7 +200,16 @@ def test_text_files_give_the_captions_of_the_images_of_their_name(tmp_path: Path
             "usual",
             r"row 0: a caption is '3', expected",
         ),
-        ({"metadata.jsonl": '{"file_name": "0.png", "text"'}, "usual", r"is not a readable table"),
+        (
+            {"metadata.jsonl": '{"file_name": "0.png"}\n\n{"file_name": "1.png", "text"'},
+            "usual",
+            r"is not a readable table: line 3 is not JSON \(Expecting ':' delimiter\); correct it",
+        ),
+        (
+            {"3.txt": "a", "3.jpg": png(pixels()[0])},
+            "usual",
+            r"has 3\.jpg and 3\.png, and 3\.txt may have the captions of either; rename one",
+        ),
         ({"0.txt": b"\xff\xfea\x00"}, "usual", r"0\.txt is text in UTF-16; save it as UTF-8"),
         ({"0.txt": b"\xe4"}, "usual", r"0\.txt is not text: byte 0xe4"),
         ({"0.txt": b"x" * 400_001}, "usual", r"0\.txt has 400001 bytes, which are no captions"),
@@ -212,6 +223,18 @@ def test_unusable_captions_of_a_folder_are_one_sentence(
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=sentence):
         opened("folder", tmp_path, caption_key=key)
+
+
+def test_rows_of_files_that_do_not_exist_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    names = images(tmp_path / "train")
+    images(tmp_path / "val", 1)
+    rows = [f"train/{name}" for name in names] + ["val/0.png", "train/gone.png", "train/lost.png"]
+    (tmp_path / "metadata.csv").write_text(csv_of(rows, ["a"] * len(rows)))
+    line = found_in(opened("folder", tmp_path, caption_key="usual")).line()
+    assert (
+        "8 captions (metadata.csv, column 'text'; 2 listed files do not exist (first: train/gone.png))"
+        in line
+    )
 
 
 # ---- spec ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,24 @@ def test_broken_folder_is_one_sentence(data: Dataset, bert: Path, tmp_path: Path
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(UserError, match=r"lacks \d+ weights|does not hold"):
         opened(data, name, length=16)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_caption_without_a_token_is_one_sentence(
+    data: Dataset, bert: Path, monkeypatch: pytest.MonkeyPatch, pooled: bool
+) -> None:
+    """Some tokenizers add no special tokens, so that the empty caption has none."""
+    spec = TextSpec(encoder=f"transformers:{bert}", length=8, pooled=pooled)
+    encoder = open_text_encoder(spec, data, held_out=0.1, device=torch.device("cpu"))
+    original = encoder.tokens
+
+    def bare(captions: list[str]) -> Any:
+        tokens = original(captions)
+        return replace(tokens, mask=tokens.mask & torch.tensor([[bool(text)] for text in captions]))
+
+    monkeypatch.setattr(encoder, "tokens", bare)
+    with pytest.raises(UserError, match="has no token for the caption ''; choose one whose tokenizer adds"):
+        encoder.encode(["a seven", ""])
 
 
 def test_wrong_checksum_is_rejected(data: Dataset, bert: Path) -> None:
