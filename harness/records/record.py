@@ -437,19 +437,19 @@ def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
     return str(recorded or last or (f"exit code {exit_code}" if exit_code else "no reason recorded"))
 
 
-def read_ahead(records: Sequence[Record], summary: Callable[[Record], T]) -> dict[Record, T]:
+def read_ahead(records: Sequence[Record], summary: Callable[[Record], T]) -> dict[Path, T]:
     """Read the events of records in threads, because the parser of columns leaves the others to work.
 
-    Returns a summary of each, made in the same thread so that it takes the memory of what was read. A record
-    with an error has none; its error is raised when it is used.
+    Returns a summary of each by its folder, made in the same thread so that it takes the memory of what was
+    read. A record with an error has none, and its error is raised when it is used.
     """
-    found: dict[Record, T] = {}
+    found: dict[Path, T] = {}
 
     def read(record: Record) -> None:
         # Not by the property, which lets one thread work at a time up to Python 3.11.
         with suppress(UserError, LookupError):
             vars(record)["log"] = record._read_log()
-            found[record] = summary(record)
+            found[record.path] = summary(record)
 
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for _ in pool.map(read, records):

@@ -173,7 +173,7 @@ def read_race(
     arms, notes = baseline_first(found, baseline, study.baseline, order)
     metric = _metric(records, metric or study.metric)
     runs = [
-        run_of(arm.label, seed, record, metric, costs.get(record))
+        run_of(arm.label, seed, record, metric, costs.get(record.path))
         for arm in arms
         for seed, record in arm.runs.items()
     ]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,8 @@ class RaceRun:
         return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
 
 
-def read_costs(records: Sequence[Record]) -> dict[Record, Costs]:
-    """Return the costs of records; equal steps, images and FLOPs of several runs are kept once."""
+def read_costs(records: Sequence[Record]) -> dict[Path, Costs]:
+    """Return the costs of records by their folders. Equal columns of several runs are kept once."""
     known: dict[bytes, np.ndarray] = {}
 
     def shared(array: np.ndarray) -> np.ndarray:

@@ -193,7 +193,7 @@ def test_reading_ahead_leaves_errors_to_the_first_use(tmp_path: Path) -> None:
     good, bad = write_run(tmp_path / "good"), write_run(tmp_path / "bad")
     with open(bad.path / EVENTS, "a") as file:
         file.write("no event\n")
-    assert read_ahead([good, bad], lambda record: record.last_step) == {good: 2000}
+    assert read_ahead([good, bad], lambda record: record.last_step) == {good.path: 2000}
     (good.path / EVENTS).unlink()
     assert good.last_step == 2000
     with pytest.raises(UserError, match="is not an event"):
