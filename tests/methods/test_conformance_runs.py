@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.assembly.build import backbone_config, build_backbone, sampling_rule
+from harness.cli.run import run as run_command
 from harness.data.open import open_dataset, split
 from harness.encoders import local
 from harness.encoders.local import RandomEncoder
@@ -23,7 +24,8 @@ from harness.train.state import build_run
 from methods.common.method import Method
 from tests.methods.conftest import few_methods_fast
 from tests.support.conformance_runs import name_of, words
-from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
+from tests.support.forked import in_world
+from tests.support.runs import TINY, everything, losses, part, tiny, trained
 
 pytestmark = pytest.mark.usefixtures("quick_networks")
 
@@ -118,7 +120,8 @@ def test_run_equals_flow_for_fifty_steps_when_off(method: type[Method], tmp_path
 @pytest.mark.slow
 def test_two_processes_equal_one(method: type[Method], tmp_path: Path) -> None:
     one = trained(tiny(*words(method)), tmp_path / "one")
-    result = torchrun("digits", (*TINY, *words(method)), tmp_path / "two")
-    assert result.returncode == 0, result.stderr
+    settings = [word for override in (*TINY, *words(method)) for word in ("--set", override)]
+    command = ["digits", *settings, "--out", str(tmp_path / "two"), "--no-track", "--quiet"]
+    in_world(2, lambda: run_command.main(command, standalone_mode=False))
     two = Record(tmp_path / "two" / one.id)
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)

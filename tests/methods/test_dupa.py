@@ -15,7 +15,11 @@ from tests.support.conformance import CONFIG, STREAMS, batch, made, student
 
 
 def test_loss_is_the_mean_of_two_flow_losses_minus_their_agreement() -> None:
-    method, pupil, given = made(Dupa, layer=2, coefficient=0.3), student(Needs()), batch(Needs())
+    method, pupil, given = (
+        made(Dupa, layer=2, coefficient=0.3, projector_width=64),
+        student(Needs()),
+        batch(Needs()),
+    )
     draw = method.draw(STREAMS, given)
     assert draw.twin is not None
     flows, tokens = [], []
@@ -36,11 +40,11 @@ def test_loss_is_the_mean_of_two_flow_losses_minus_their_agreement() -> None:
 
 def test_gradient_reaches_the_network_through_both_passes() -> None:
     """Without the flow losses; neither side is detached."""
-    method, pupil, given = made(Dupa), student(Needs()), batch(Needs())
+    method, pupil, given = made(Dupa, projector_width=64), student(Needs()), batch(Needs())
     draw, gradients = method.draw(STREAMS, given), []
     assert draw.twin is not None
     for one, other in ((draw, draw.twin), (draw.twin, draw)):
-        swapped = made(Dupa)
+        swapped = made(Dupa, projector_width=64)
         swapped.load_state_dict(method.state_dict())
         align = swapped.loss(pupil, given, type(one)(one.noise, one.times, twin=other)).parts["align"]
         gradients.append(torch.autograd.grad(align, pupil.model.blocks[0].mlp.fc1.weight)[0])
@@ -49,7 +53,7 @@ def test_gradient_reaches_the_network_through_both_passes() -> None:
 
 
 def test_twin_is_an_independent_draw_of_time_and_noise() -> None:
-    draw = made(Dupa).draw(STREAMS, batch(Needs(), 1000))
+    draw = made(Dupa, projector_width=64).draw(STREAMS, batch(Needs(), 1000))
     assert draw.twin is not None
     for one, other in ((draw.noise, draw.twin.noise), (draw.times.levels, draw.twin.times.levels)):
         pair = torch.stack([one.flatten(1)[:, 0], other.flatten(1)[:, 0]])
