@@ -106,15 +106,22 @@ def test_validation_loss_is_measured_or_refused_by_name(method: type[Method]) ->
     assert len(times) == 8 and mean > 0 and mean == pytest.approx(sum(times) / 8)
 
 
+FIFTY = ("train.steps=50", "eval.every=50")
+
+
+@pytest.fixture(scope="module")
+def flow_of_fifty_steps(quick_networks: None, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return trained(tiny(*FIFTY, "method.name=flow"), tmp_path_factory.mktemp("flow"))
+
+
 @pytest.mark.slow
-def test_run_equals_flow_for_fifty_steps_when_off(method: type[Method], tmp_path: Path) -> None:
+def test_run_equals_flow_for_fifty_steps_when_off(
+    method: type[Method], flow_of_fifty_steps: Record, tmp_path: Path
+) -> None:
     knobs = [f"method.{field}={value}" for field, value in flatten(method.Config.off).items()]
-    runs = [
-        trained(tiny("train.steps=50", "eval.every=50", *words), tmp_path)
-        for words in (["method.name=flow"], [f"method.name={name_of(method)}", *knobs])
-    ]
-    assert len(losses(runs[0])) == 50 and losses(runs[0]) == losses(runs[1])
-    assert all(part(runs[0], name) == part(runs[1], name) for name in ("model", "ema"))
+    run = trained(tiny(*FIFTY, f"method.name={name_of(method)}", *knobs), tmp_path)
+    assert len(losses(run)) == 50 and losses(run) == losses(flow_of_fifty_steps)
+    assert all(part(run, name) == part(flow_of_fifty_steps, name) for name in ("model", "ema"))
 
 
 @pytest.mark.slow
