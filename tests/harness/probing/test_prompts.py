@@ -70,6 +70,7 @@ def swapped(record: Record, monkeypatch: pytest.MonkeyPatch, obedient: bool) -> 
     return swap_prompts(record.path, spec_of_run(record.path, ()), None, PAIRS, CPU)
 
 
+@pytest.mark.slow
 def test_perfect_network_obeys_the_prompt_shown_and_the_other_one_as_real_samples_do(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_perfect_network_obeys_the_prompt_shown_and_the_other_one_as_real_sample
     assert found.other_prompt.differ.mean == 1.0
 
 
+@pytest.mark.slow
 def test_network_that_ignores_its_prompt_obeys_the_other_one(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,17 +121,15 @@ def test_command_prints_rates_with_intervals_and_changes_nothing(record: Record)
     assert sorted(record.path.rglob("*")) == before
 
 
-def test_options_that_exclude_each_other_and_runs_on_labels_are_refused(
-    record: Record, tmp_path: Path
-) -> None:
-    labels = tmp_path / "labels"
-    with RecordWriter(labels) as writer:
-        writer.write_spec(tiny().to_toml())
+def test_options_that_exclude_each_other_and_runs_on_labels_are_refused(tmp_path: Path) -> None:
+    for name, spec in (("labels", tiny()), ("text", tiny(*TEXT))):
+        with RecordWriter(tmp_path / name) as writer:
+            writer.write_spec(spec.to_toml())
     for path, words, sentence in (
-        (record.path, ["--encoder", "local:small"], "--encoder applies to encoders, but --prompts"),
-        (record.path, ["--control"], "--control and --prompts are mutually exclusive"),
-        (record.path.parent, [], "--prompts applies to one run"),
-        (labels, [], "--prompts needs a run that is conditioned on text"),
+        ("text", ["--encoder", "local:small"], "--encoder applies to encoders, but --prompts"),
+        ("text", ["--control"], "--control and --prompts are mutually exclusive"),
+        ("", [], "--prompts applies to one run"),
+        ("labels", [], "--prompts needs a run that is conditioned on text"),
     ):
-        result = CliRunner().invoke(cli, ["probe", str(path), "--prompts", *words])
+        result = CliRunner().invoke(cli, ["probe", str(tmp_path / path), "--prompts", *words])
         assert isinstance(result.exception, UserError) and sentence in str(result.exception)
