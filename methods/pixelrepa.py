@@ -45,6 +45,8 @@ MASKED = "adapter_masked"
 class PixelRepa(Method):
     source = "PixelREPA, arXiv 2603.14366; kaist-cvml/PixelREPA 5181608"
     headline = "JiT-B/16 FID 3.17 against JiT's 3.66, guided (reference notes on PixelREPA)"
+    # The adapter attends from all tokens to all.
+    masks_given = False
 
     class Config(EncodedConfig):
         name: Literal["pixelrepa"] = "pixelrepa"

@@ -173,5 +173,5 @@ def test_spread_accepts_a_separate_time_for_each_part() -> None:
 
 
 def test_config_rejects_other_parts_when_the_first_is_no_video() -> None:
-    with pytest.raises(ValueError, match="only a video can have other parts"):
+    with pytest.raises(ValueError, match="only a video or a state has other parts"):
         SiTConfig(SIZE, 2, (1, 4, 6), 3, beside=(SOUND,))
