@@ -15,7 +15,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from harness.backbone.sizes import size_named
@@ -62,6 +71,12 @@ class DataParts(Section):
     audio: DataPart = DataPart()
     state: DataPart = DataPart()
     action: DataPart = DataPart()
+
+    @model_serializer(mode="wrap")
+    def _write_set_parts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out parts that version 0.2 did not have while they are at their defaults."""
+        later = [kind for kind in ("state", "action") if self.of(kind) == DataPart()]
+        return {kind: settings for kind, settings in dump(self).items() if kind not in later}
 
     def of(self, kind: str) -> DataPart:
         """Return the settings of a kind of part."""
