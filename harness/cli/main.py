@@ -83,6 +83,10 @@ COMMANDS = {
         "harness.cli.rollout:rollout",
         "Let a policy act in a task in closed loop; success with intervals.",
     ),
+    "success": (
+        "reports.cli.success:success",
+        "Compare the recorded success of two arms on the same starts.",
+    ),
     "probe": (
         "harness.cli.probe:probe",
         "Probe the layers of a checkpoint, and compare them with a frozen encoder.",
