@@ -98,7 +98,10 @@ def test_losses_equal_those_of_released_code(net: SiT, rate: float, plain: float
 
 
 def test_alignment_inside_the_route_equals_that_of_released_code(net: SiT) -> None:
-    """Of `compute_loss` with `representation_depth=3`, which is block 2, and one encoder of width 6."""
+    """Of `compute_loss` with `representation_depth=3`, which is block 2, and one encoder of width 6.
+
+    A dropped path is aligned too.
+    """
     stack = load("method", "repa+sprint")
     settings = {"repa": {"layer": 2, "projector_width": 8}, "sprint": {"first_layer": 2, "last_layer": 3}}
     method = stack.build(stack.Config(**settings), CONFIG, encoder_dims=(6,))
@@ -108,10 +111,12 @@ def test_alignment_inside_the_route_equals_that_of_released_code(net: SiT) -> No
     view = View(filled("features", (2, 16, 6)))
     given = Batch(np.arange(2), filled("x", SHAPE), LABELS, LABELS, views=(view,))
     times = Times.per_sample(torch.tensor([0.3, 0.8]))
-    draw = Draw(3 * filled("eps", SHAPE), times, route=Route(2, 3, kept_at(0.75)))
-    parts = method.loss(Student(net, None, CONFIG), given, draw).parts
-    assert parts["flow"].item() == pytest.approx(1.1067278385162354, abs=1e-5)
-    assert parts["repa"].item() == pytest.approx(-0.031113550066947937, abs=1e-6)
+    draw = Draw(3 * filled("eps", SHAPE), times)
+    for dropped, flow in ((None, 1.1067278385162354), (torch.tensor([True, False]), 1.0125213861465454)):
+        one = replace(draw, route=Route(2, 3, kept_at(0.75), dropped))
+        parts = method.loss(Student(net, None, CONFIG), given, one).parts
+        assert parts["flow"].item() == pytest.approx(flow, abs=1e-5)
+        assert parts["repa"].item() == pytest.approx(-0.031113550066947937, abs=1e-6)
 
 
 @torch.no_grad()
