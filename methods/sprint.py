@@ -76,6 +76,10 @@ class Sprint(Method):
             """True unless these settings are plain flow matching."""
             return bool(self.rate or self.path_drop)
 
+        @property
+        def unguided(self) -> str:
+            return "" if self.path_drop else "has path_drop = 0, which trains no weaker velocity"
+
         def needs(self) -> Needs:
             resolved = self.first_layer is not None and self.last_layer is not None
             return Needs(fused=self.blocks) if self.fuses and resolved else Needs()
@@ -106,7 +110,7 @@ class Sprint(Method):
         null: Condition | SharedText | None = None,
     ) -> Tensor:
         velocity = super().velocity(model, x, times, y)
-        if scale == 1 or null is None or not self.config.fuses:
+        if scale == 1 or null is None or self.config.unguided:
             return velocity
         nothing = torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
         shallow = model(x, times, null, route=Route(*self.config.blocks, nothing)).velocity

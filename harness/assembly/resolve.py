@@ -282,18 +282,14 @@ def _check_guidance(spec: RunSpec, where: str) -> None:
             f"{where}: eval.method_guidance = {own}, but {spec.method.name} does not guide; "
             "leave it out (eval.guidance is classifier-free guidance)"
         )
-    guiding = {name: term for name, term in spec.method.terms.items() if registry.load("method", name).guides}
-    if own != 1 and all(_is_off(term) for term in guiding.values()):
+    terms = spec.method.terms.items()
+    guiding = {name: term.unguided for name, term in terms if registry.load("method", name).guides}
+    if own != 1 and all(guiding.values()):
+        name, reason = next(iter(guiding.items()))
         raise UserError(
-            f"{where}: eval.method_guidance = {own}, but {next(iter(guiding))} is switched off, so nothing "
-            "guides; leave it out, or give the method a weight"
+            f"{where}: eval.method_guidance = {own}, but {name} {reason}, so nothing guides; leave it out, "
+            "or change the settings of the method"
         )
-
-
-def _is_off(method: MethodConfig) -> bool:
-    """Return whether a method's settings make it plain flow matching."""
-    off = type(method).off
-    return bool(off) and all(getattr(method, name) == value for name, value in off.items())
 
 
 def _check_float32(spec: RunSpec, where: str) -> None:

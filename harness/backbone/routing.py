@@ -45,7 +45,7 @@ class Route:
     kept: Tensor
     """(B, S) int64, the positions of the tokens that stay, in rising order. Without any, no block runs."""
     dropped: Tensor | None = None
-    """(B,) bool, the samples of which no token has the output of the blocks; None for none."""
+    """(B,) bool, the samples whose output of the blocks is left out after the last one; None for none."""
 
     @property
     def is_empty(self) -> bool:
@@ -60,15 +60,21 @@ class Route:
         """Return the values (B, S, D) of the tokens that stay, from those of all tokens, (B, T, D)."""
         return values.gather(1, self.kept[:, :, None].expand(-1, -1, values.shape[2]))
 
-    def returned(self, values: Tensor, around: Tensor) -> Tensor:
+    def placed(self, values: Tensor, around: Tensor) -> Tensor:
         """Return the values of all tokens, (B, T, D), from new ones (B, S, D) of the tokens that stay.
 
-        Those that skipped, and all of a dropped sample, have the values of `around`.
+        Those that skipped have the values of `around`.
         """
         # In autocast, the output of a block may have another type than its input.
-        rows, around = self.kept[:, :, None].expand(-1, -1, values.shape[2]), around.to(values.dtype)
-        every = around.scatter(1, rows, values)
-        return every if self.dropped is None else torch.where(self.dropped[:, None, None], around, every)
+        rows = self.kept[:, :, None].expand(-1, -1, values.shape[2])
+        return around.to(values.dtype).scatter(1, rows, values)
+
+    def returned(self, values: Tensor, around: Tensor) -> Tensor:
+        """Return `placed`, in which all tokens of a dropped sample have the values of `around` too."""
+        every = self.placed(values, around)
+        if self.dropped is None:
+            return every
+        return torch.where(self.dropped[:, None, None], around.to(values.dtype), every)
 
     def with_extra(self) -> Route:
         """Return the route of a sequence that begins with an extra token, which stays."""
@@ -155,14 +161,14 @@ class Passage:
 
     def every(self, h: Tensor) -> Tensor:
         """Return all tokens, (B, T, D), inside a route or outside of it."""
-        return h if self.route is None or self._around is None else self.route.returned(h, self._around)
+        return h if self.route is None or self._around is None else self.route.placed(h, self._around)
 
     def beyond(self, layer: int, h: Tensor) -> Tensor:
         """Return what the next block gets, from the output of a block."""
         if self.fusion is not None and self._early is not None and layer == self._fused[1]:
             h = self.fusion(h, self._early, self.route)
-        elif self.route is not None and layer == self.route.last:
-            h = self.every(h)
+        elif self.route is not None and self._around is not None and layer == self.route.last:
+            h = self.route.returned(h, self._around)
         else:
             return h
         self._around, self._given = None, self._full

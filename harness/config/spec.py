@@ -545,6 +545,17 @@ class MethodConfig(Section):
         """The setting by which a step depends on the number of steps of the run; empty if none does."""
         return ""
 
+    @property
+    def unguided(self) -> str:
+        """Why nothing guides at sampling with these settings; empty if something does, or might."""
+        return "is switched off" if self.is_off else ""
+
+    @property
+    def is_off(self) -> bool:
+        """True if these settings make the method plain flow matching."""
+        off = type(self).off
+        return bool(off) and all(getattr(self, name) == value for name, value in off.items())
+
     def weight(self, step: int) -> float:
         """Return the weight of the alignment term at a step (1-based)."""
         return self.strength * self.schedule.factor(step)

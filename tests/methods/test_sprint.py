@@ -12,6 +12,7 @@ src/scheduler/flow_matching.py with `torch.rand` and `torch.randn_like` replaced
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.backbone.condition import Text
 from harness.backbone.initialize import initialize
 from harness.backbone.routing import Route
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part
+from harness.config.registry import load
 from harness.config.spec import BackboneSpec, Schedule
 from harness.costs.estimate import evaluation_flops
 from harness.costs.flops import count
 from harness.errors import UserError
 from harness.exchange.convert import Weights, to_released
-from harness.flow.batch import Batch, Draw
+from harness.flow.batch import Batch, Draw, View
 from harness.flow.samplers import Interval, euler, velocity_field
 from harness.flow.student import Student
 from methods.common.method import Needs
 from methods.flow import Flow
 from methods.sprint import Sprint, kept_tokens
 from tests.support.commands import flowrace
-from tests.support.conformance import STREAMS, batch, made
+from tests.support.conformance import OF_TEXT, STREAMS, batch, made, network
 from tests.support.runs import tiny, trained
 
 CONFIG = SiTConfig(Size(4, 16, 2), 2, (3, 8, 8), 4, fused=(2, 3))
@@ -92,6 +95,43 @@ def test_losses_equal_those_of_released_code(net: SiT, rate: float, plain: float
         losses = built().loss(Student(net, None, CONFIG), given, draw)
         assert list(losses.parts) == ["flow"]
         assert losses.total.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_alignment_inside_the_route_equals_that_of_released_code(net: SiT) -> None:
+    """Of `compute_loss` with `representation_depth=3`, which is block 2, and one encoder of width 6.
+
+    A dropped path is aligned too.
+    """
+    stack = load("method", "repa+sprint")
+    settings = {"repa": {"layer": 2, "projector_width": 8}, "sprint": {"first_layer": 2, "last_layer": 3}}
+    method = stack.build(stack.Config(**settings), CONFIG, encoder_dims=(6,))
+    with torch.no_grad():
+        for name, parameter in method.terms["repa"].projectors[0].named_parameters():
+            parameter.copy_(filled(f"projector.{name}", tuple(parameter.shape)))
+    view = View(filled("features", (2, 16, 6)))
+    given = Batch(np.arange(2), filled("x", SHAPE), LABELS, LABELS, views=(view,))
+    times = Times.per_sample(torch.tensor([0.3, 0.8]))
+    draw = Draw(3 * filled("eps", SHAPE), times)
+    for dropped, flow in ((None, 1.1067278385162354), (torch.tensor([True, False]), 1.0125213861465454)):
+        one = replace(draw, route=Route(2, 3, kept_at(0.75), dropped))
+        parts = method.loss(Student(net, None, CONFIG), given, one).parts
+        assert parts["flow"].item() == pytest.approx(flow, abs=1e-5)
+        assert parts["repa"].item() == pytest.approx(-0.031113550066947937, abs=1e-6)
+
+
+@torch.no_grad()
+def test_guidance_of_a_text_is_that_of_its_samples_one_by_one() -> None:
+    """Samples share one null text and one time in a sampler; the formula has them apart."""
+    config = replace(OF_TEXT, fused=(2, 3))
+    net, given = network(0, config), batch(Needs(), 2, backbone=config)
+    method = Sprint.build(Sprint.Config(first_layer=2, last_layer=3), config)
+    null = Text(torch.zeros(1, 6, 12))
+    v = velocity_field(net, given.y, null=null, rule=method.velocity, own=Interval(3.0))
+    times = Times.per_sample(torch.full((2,), 0.4))
+    nobody = Route(2, 3, torch.empty(2, 0, dtype=torch.int64))
+    weak = net(given.x0, times, Text(null.features.expand(2, -1, -1)), route=nobody).velocity
+    expected = weak + 3 * (net(given.x0, times, given.y).velocity - weak)
+    torch.testing.assert_close(v(given.x0, 0.4), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_that_stay_are_those_of_released_code() -> None:
@@ -176,8 +216,8 @@ def test_guidance_costs_the_early_and_the_late_blocks_once_more() -> None:
     )
     # Of four blocks two run, and the rest is common.
     assert 0.4 * plain < guided - plain < 0.7 * plain
-    with pytest.raises(UserError, match=r"eval.method_guidance = 3.0, but sprint is switched off"):
-        tiny("method.name=sprint", "method.rate=0", "method.path_drop=0", "eval.method_guidance=3")
+    with pytest.raises(UserError, match=r"eval.method_guidance = 3.0, but sprint has path_drop = 0"):
+        tiny("method.name=sprint", "method.path_drop=0", "eval.method_guidance=3")
     assert tiny("method.name=sprint", "method.rate=0", "eval.method_guidance=3")
 
 
