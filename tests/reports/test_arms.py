@@ -195,3 +195,19 @@ def test_labels_use_eval_metrics_only_when_nothing_else_differs() -> None:
     for spec in fields.values():
         del spec["data.audio_weight"]
     assert all("eval.metrics" in label for label in labels_of(fields).values())
+
+
+def test_prediction_weighting_and_optimizer_are_of_an_arm_if_they_are_set(tmp_path: Path) -> None:
+    """A record of an earlier version, which lacks these fields, is in the arm of their defaults."""
+    write_run(tmp_path / "old", "flow", 0, grid=GRID)
+    defaults = {"flow.prediction": "velocity", "flow.weighting": "none", "optimizer.name": "adamw"}
+    write_run(tmp_path / "new", "flow", 1, grid=GRID, set_=defaults)
+    chosen = {"x": "flow.prediction", "min_snr": "flow.weighting", "muon": "optimizer.name"}
+    for value, field in chosen.items():
+        write_run(tmp_path / value, "flow", 0, grid=GRID, set_={**defaults, field: value})
+    found = arms(tmp_path)
+    assert sorted(len(arm.runs) for arm in found) == [1, 1, 1, 2]
+    alone = {next(iter(arm.runs.values())).path.name: arm for arm in found if len(arm.runs) == 1}
+    assert {name: arm.fields[chosen[name]] for name, arm in alone.items()} == {name: name for name in chosen}
+    paths = {path for path, _ in differences(found)}
+    assert paths == set(chosen.values())
