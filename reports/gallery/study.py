@@ -217,7 +217,7 @@ def _read(file: Path) -> tuple[list[str], list[Row]]:
         raise UserError(f"{file} has more than {LARGEST:,} bytes; leave out some of its rows")
     reader = csv.DictReader(io.StringIO(read_text(file)))
     try:
-        rows = [{name: plain(cell or "") for name, cell in row.items() if name} for row in reader]
+        rows: list[Row] = [{str(k): plain(cell or "") for k, cell in row.items() if k} for row in reader]
     except csv.Error as error:
         raise UserError(f"{file} is no CSV: {error}") from error
     return list(reader.fieldnames or []), rows
