@@ -2,6 +2,7 @@
 # make test       the tests (make test-slow: those that take minutes)
 # make lint       ruff, pyright, and the check of the prose
 # make docs       the site, into build/site; it builds and opens without the network
+# make gallery    a page of all committed studies, into build/gallery; it opens without the network
 # make bench      our step against the released arithmetic, our metrics against the usual ones, side by side
 # make bench-gpu  the measurements that need a GPU, in one call under 8 minutes
 # make counts     needs, defaults and FLOPs of the methods, shipped with the package
@@ -18,7 +19,7 @@ docs: export NO_MKDOCS_2_WARNING ?= 1
 # Two test processes share the cores: one thread each, or they compete for them.
 test test-slow: export OMP_NUM_THREADS ?= 1
 
-.PHONY: race test test-slow lint docs bench bench-gpu counts lock clean
+.PHONY: race test test-slow lint docs gallery bench bench-gpu counts lock clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml $(if $(LOCKED),constraints.txt)
@@ -46,6 +47,9 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict --quiet
+
+gallery: $(INSTALLED)
+	$(BIN)/python scripts/gallery.py build/gallery
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.step --rounds 7

@@ -41,7 +41,7 @@ EVALUATIONS, LINES, SHORT = 400, 10, 60
 
 
 class Usage(NamedTuple):
-    """What one command took."""
+    """Time and memory of one command."""
 
     cpu: float
     wall: float

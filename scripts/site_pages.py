@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 # The packages of this checkout are imported even if none is installed.
 sys.path.append(str(ROOT))
 
@@ -26,12 +28,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "images/architecture.svg": architecture.svg(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
-    for file in sorted((ROOT / "benchmarks" / "results").iterdir()):
+    for file in sorted(RESULTS.rglob("*")):
         if file.suffix in (".md", ".csv", ".json"):
-            pages[f"results/{file.name}"] = file.read_text(encoding="utf-8")
+            name = file.relative_to(RESULTS).as_posix()
+            pages[f"results/{name}"] = file.read_text(encoding="utf-8")
+    pages |= gallery()
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def gallery() -> dict[str, str]:
+    """Return the files of the gallery, which are pages without the site's frame."""
+    from reports.gallery.site import write_gallery
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_gallery(RESULTS, root, readings="../results/")
+        found = sorted(file for file in root.rglob("*") if file.is_file())
+        return {f"gallery/{file.relative_to(root).as_posix()}": file.read_text("utf-8") for file in found}
 
 
 # Commands

@@ -48,6 +48,7 @@ ORDER = {
         {"reports.audit"},
         {"reports.analysis"},
         {"reports.pages"},
+        {"reports.gallery"},
         {"reports.cli"},
     ],
     "sweeps": [{"sweeps.plan"}, {"sweeps.launch", "sweeps.tune", "sweeps.race"}, {"sweeps.cli"}],

@@ -13,10 +13,16 @@ from typing import Any
 
 import pytest
 
+from reports.gallery.site import write_gallery
 from reports.pages.page import write_report
+from tests.conftest import ROOT
 from tests.reports.synthetic import power_law, write_run
 
 INERT = "<script>window.broken = 1</script>"
+OVERFLOWING = """return [...document.querySelectorAll("body *")].filter(e => {
+    const box = e.getBoundingClientRect();
+    return box.width && box.right > innerWidth + 1 && !e.closest(".scroll, svg, .uplot, pre");
+}).map(e => e.outerHTML.slice(0, 120));"""
 CLAIM = """
 [claim]
 name = "faster-by-two"
@@ -49,6 +55,25 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [folder / "runs"], output, target=40.0, published=["repa:XL:FID"], claims=[folder / "claim.toml"]
     )
     return output
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gallery of the repository, of which one study gets curves, so that it has a report."""
+    folder = tmp_path_factory.mktemp("gallery")
+    shutil.copytree(ROOT / "benchmarks" / "results", folder / "results")
+    rows = [
+        f"{method},{seed},{step},fd:local,{scale * step**-0.5}"
+        for method, scale in (("flow", 100.0), ("repa", 80.0))
+        for seed in range(3)
+        for step in range(100, 1001, 100)
+    ]
+    content = "\n".join(["method,seed,step,metric,value", *rows])
+    (folder / "results" / "words" / "curves.csv").write_text(content)
+    about = folder / "results" / "words" / "gallery.toml"
+    about.write_text(about.read_text().replace("Short words", INERT))
+    write_gallery(folder / "results", folder / "out")
+    return folder / "out"
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +133,27 @@ def test_page_has_no_horizontal_overflow(browser: Any, page: Path, width: int) -
     """Elements wider than the page scroll inside their own box."""
     shown(browser, page, width)
     assert ask(browser, "return document.documentElement.scrollWidth") <= width
-    script = """return [...document.querySelectorAll("body *")].filter(e => {
-        const box = e.getBoundingClientRect();
-        return box.width && box.right > innerWidth + 1 && !e.closest(".scroll, svg, .uplot, pre");
-    }).map(e => e.outerHTML.slice(0, 120));"""
-    assert ask(browser, script) == []
+    assert ask(browser, OVERFLOWING) == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ["index.html", "words.html", "joint-bounce.html", "words/report.html"])
+def test_gallery_opens_offline_without_overflow(browser: Any, gallery: Path, name: str, width: int) -> None:
+    shown(browser, gallery / name, width)
+    assert browser.get_log("browser") == []
+    assert ask(browser, "return performance.getEntriesByType('resource').map(e => e.name)") == []
+    assert ask(browser, "return document.documentElement.scrollWidth") <= width
+    assert ask(browser, OVERFLOWING) == []
+    assert ask(browser, "return window.broken") is None
+
+
+def test_links_of_cards_open_their_pages(browser: Any, gallery: Path) -> None:
+    shown(browser, gallery / "index.html")
+    links = ask(browser, "return [...document.querySelectorAll('.card a')].map(a => a.href)")
+    assert len(links) == len(list(gallery.glob("*.html"))) and any("report.html" in one for one in links)
+    for link in links:
+        browser.get(link)
+        assert ask(browser, "return document.querySelectorAll('h1').length") == 1
 
 
 def test_axis_switch_changes_the_chart(browser: Any, page: Path) -> None:
