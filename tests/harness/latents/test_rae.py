@@ -132,6 +132,8 @@ def test_damaged_folder_is_rejected_in_one_line(rae: Path, tmp_path: Path) -> No
     config = json.loads(file.read_text())
     broken = [b"[]", b"null", b"{", b"\xff", json.dumps({**config, "grid": 3}).encode()]
     broken += [json.dumps({**config, "decoder": name}).encode() for name in ("99999x16x2", "1x32x2", "huge")]
+    broken += [json.dumps({**config, "classes": 10**15}).encode()]
+    broken += [json.dumps({**config, "pixels": [3, 8192, 8192], "grid": 1}).encode()]
     cases = [(file, content) for content in broken]
     cases += [(weights, weights.read_bytes()[:cut]) for cut in (0, 100, -1)]
     for damaged, content in cases:
