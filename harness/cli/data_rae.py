@@ -106,5 +106,6 @@ def rae(
     if as_json:
         click.echo(json.dumps({"out": str(out), "shape": shape, "psnr": trained.psnr}))
         return
-    click.echo(f"latents {'x'.join(map(str, shape))}, {trained.psnr:.1f} dB on held-out images")
+    judged = "held-out" if held_out else "training"
+    click.echo(f"latents {'x'.join(map(str, shape))}, {trained.psnr:.1f} dB on {judged} images")
     click.echo(out)

@@ -14,6 +14,7 @@ Ours: the release drops scale and shift of the encoder's last norm. The statisti
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -45,8 +46,8 @@ class _Kind(Protocol):
 
 
 class Rae:
-    """For images: features of a frozen encoder, decoded by a ViT; diffusers' AutoencoderRAE or `flowrace data
-    rae` (DINOv2-B: sides / 16, 768 channels).
+    """For images: features of a frozen encoder that a ViT decodes, from diffusers' AutoencoderRAE (sides /
+    16, 768 channels) or trained by `flowrace data rae`.
 
     Latents are normalised by the folder's statistics for each channel and place.
     """
@@ -120,6 +121,10 @@ class _Released:
     """diffusers' AutoencoderRAE, whose images are in [0, 1]."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        if find_spec("transformers") is None:
+            raise UserError(
+                "codec 'rae' needs transformers, for the encoder: pip install 'flowrace[latents]'"
+            )
         self._network = RELEASED.load(folder, device)
         config, side = self._network.config, self._network.decoder_image_size
         if not config.reshape_to_2d:

@@ -10,6 +10,7 @@ Everything that a stranger's folder may state is bounded before a network is bui
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Self, cast
@@ -37,6 +38,8 @@ UNSUITED = {
     "torchscript": "is code, which a codec's folder must not hold; choose timm, open_clip, local or random",
 }
 """Families of encoders that have no place in a codec, with the reason."""
+MOST_VALUES = 2**16
+"""Largest number of values in a patch of pixels."""
 Side = Annotated[int, Field(ge=1, le=2**13)]
 
 
@@ -61,11 +64,11 @@ class RaeConfig(_Fields):
     encoder: EncoderEntry
     channels: Annotated[int, Field(ge=1, le=2**14)]
     """Width of a token."""
-    grid: Side
+    grid: Annotated[int, Field(ge=1, le=2**8)]
     """Rows and columns of tokens."""
     pixels: tuple[Side, Side, Side]
     """(C, H, W) of the images."""
-    classes: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(ge=1, le=2**17)]
     decoder: str
     """Size of the decoder: a name such as B, or DEPTHxWIDTHxHEADS."""
     training: dict[str, float] = {}
@@ -77,6 +80,8 @@ class RaeConfig(_Fields):
             raise ValueError(f"decoder = {self.decoder}: unknown size")
         if any(axis % self.grid for axis in self.pixels[1:]):
             raise ValueError(f"grid = {self.grid} does not divide the pixels {self.pixels[1:]}")
+        if math.prod(self.pixels) // self.grid**2 > MOST_VALUES:
+            raise ValueError(f"grid = {self.grid} gives patches of more than {MOST_VALUES} values")
         return self
 
     @property

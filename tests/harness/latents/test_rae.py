@@ -17,9 +17,10 @@ from harness.data.open import from_pixels, images, open_dataset, outlined, split
 from harness.encoders.base import Choice, open_encoder
 from harness.errors import UserError
 from harness.latents.codec import addressed, open_codec
+from harness.latents.rae_folder import MODEL
 from harness.latents.rae_training import Recipe, train
 from harness.records import checkpoint
-from tests.harness.latents.vae import save_rae
+from tests.harness.latents.vae import save_images, save_rae
 from tests.support.encoded import encode
 from tests.support.runs import events, tiny, trained
 
@@ -132,6 +133,8 @@ def test_damaged_folder_is_rejected_in_one_line(rae: Path, tmp_path: Path) -> No
     config = json.loads(file.read_text())
     broken = [b"[]", b"null", b"{", b"\xff", json.dumps({**config, "grid": 3}).encode()]
     broken += [json.dumps({**config, "decoder": name}).encode() for name in ("99999x16x2", "1x32x2", "huge")]
+    broken += [json.dumps({**config, "classes": 10**15}).encode()]
+    broken += [json.dumps({**config, "pixels": [3, 8192, 8192], "grid": 1}).encode()]
     cases = [(file, content) for content in broken]
     cases += [(weights, weights.read_bytes()[:cut]) for cut in (0, 100, -1)]
     for damaged, content in cases:
@@ -195,3 +198,32 @@ def test_decoder_improves_with_training_and_has_the_same_bits_twice() -> None:
             assert checkpoint.digest(made.tensors) == checkpoint.digest(trained_for[steps].tensors)
         trained_for[steps] = made
     assert trained_for[150].psnr > trained_for[1].psnr + 3
+
+
+@pytest.mark.slow
+def test_folder_has_the_weights_of_a_published_encoder(tmp_path: Path) -> None:
+    """Latents are timm's tokens, normalised; the file that was given is no longer needed."""
+    import timm
+    from safetensors.torch import save_file
+
+    model, file = "vit_tiny_patch16_224", tmp_path / "weights.safetensors"
+    torch.manual_seed(0)
+    network = timm.create_model(model, pretrained=False).eval()
+    save_file(network.state_dict(), file)
+    images_file = save_images(tmp_path / "images.npz", side=32)
+    words = ["--encoder", f"timm:{model}", "--weights", str(file), "--grid", "2", "--decoder", "1x16x2"]
+    command = ["data", "rae", str(images_file), *words, "--steps", "1", "--out", str(tmp_path / "rae")]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
+    file.unlink()
+    codec, stored = open_codec("rae", str(tmp_path / "rae"), CPU), checkpoint.load(tmp_path / "rae" / MODEL)
+    x = from_pixels(images(open_dataset(DataSpec(name="npz", root=str(images_file))), np.arange(3))[0])
+    network.set_input_size(img_size=(32, 32))
+    mean, std = (torch.tensor(network.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        tokens = network.forward_features(((x + 1) / 2 - mean) / std)[:, 1:]
+    latents = tokens.transpose(1, 2).reshape(3, 192, 2, 2)
+    expected = (latents - stored.tensors["latents.mean"]) / stored.tensors["latents.std"]
+    torch.testing.assert_close(codec.encode(x).mean, expected, rtol=1e-3, atol=1e-3)
+    (tmp_path / "rae" / "encoder.safetensors").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        open_codec("rae", str(tmp_path / "rae"), CPU)
