@@ -12,15 +12,16 @@ from harness.assembly.resolve import PRESETS, is_run, load_spec, load_table, res
 from harness.config.parts import nested_setting
 from harness.config.spec import RunSpec
 from harness.config.tables import merge, parse_override, set_path
-from harness.errors import UserError, unknown
+from harness.errors import UserError
 from harness.records import checkpoint
 from harness.train.state import start_digest
 from harness.train.trained_run import checkpoint_of_run
 
 PRESET = "demos"
 """The preset of policies: training, evaluation, and the chunk of actions."""
-OF_FRAMES = ("resolution", "channels", "frames")
-"""Fields of the data that a policy shares with the videos that its network was trained on."""
+OF_FRAMES, OF_DEMOS = ("resolution", "channels", "frames"), ("image_key", "chunk")
+"""Fields of the data that a policy shares with the videos, or with the demonstrations, that its network was
+trained on."""
 
 
 def finetune_spec(
@@ -44,7 +45,7 @@ def finetune_spec(
         raise UserError(f"--from-scratch starts from initial weights, so leave out {option}")
     if not from_scratch and not is_run(Path(source)):
         if not Path(source).exists() and source not in PRESETS.names():
-            raise unknown("run", source, (), see="flowrace finetune --help")
+            raise UserError(f"no such run directory: {source}; give RUN, or a preset with --from-scratch")
         raise UserError(f"{source} is no run directory with weights; give RUN, or add --from-scratch")
     network = load_spec(source)
     own: dict[str, Any] = {
@@ -52,8 +53,9 @@ def finetune_spec(
         "backbone": network.backbone.model_dump(mode="json", exclude_none=True),
         "seed": network.seed,
     }
-    if network.data.name == PRESET or not from_scratch:
-        kept = {name: getattr(network.data, name) for name in OF_FRAMES}
+    same = network.data.name == PRESET
+    if same or not from_scratch:
+        kept = {name: getattr(network.data, name) for name in (*OF_FRAMES, *(OF_DEMOS if same else ()))}
         own["data"] |= {name: value for name, value in kept.items() if value is not None}
     if not from_scratch:
         own["start"] = _start(Path(source), step, frozen)

@@ -155,7 +155,7 @@ def test_policy_from_scratch_has_the_backbone_of_the_run(demos: Path, videos: Re
 def test_command_names_what_is_missing(demos: Path, videos: Record, tmp_path: Path) -> None:
     cases = {
         ("demos", "--task", "push"): "demos is no run directory with weights",
-        ("nothing", "--task", "push"): "unknown run 'nothing'",
+        ("nothing", "--task", "push"): "no such run directory: nothing",
         (videos.path, "--task", "pull"): "has demonstrations of 'push'",
         (videos.path, "--task", "push", "--from-scratch", "--frozen"): "leave out --frozen",
         (videos.path, "--task", "push", "--step", "7"): "has no checkpoint at step 7",
