@@ -79,3 +79,11 @@ def test_optimisations_do_not_change_the_loss(tmp_path: Path) -> None:
         with_it, without = row["loss with and without"]
         assert with_it == pytest.approx(without, rel=1e-3 if "bf16" in row["side"] else 1e-6)
         assert row["without / with"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_rollout_benchmark_plays_the_same_episodes_on_both_sides(tmp_path: Path) -> None:
+    size = ("--size", "pico", "--batch", "3", "--steps", "1", "--rounds", "1")
+    found, _ = ran(tmp_path, "rollouts", *size)
+    assert found["steps of both sides"] == [150, 150]
+    assert found["one by one / together, seconds"]["median"] > 0
