@@ -67,7 +67,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     needs = spec.method.needs()
     extra = architecture_of(needs.encoders[0], dataset, config.grid).dim if needs.summary else 0
     try:
-        return replace(config, extra=extra, outputs=needs.outputs)
+        return replace(config, extra=extra, outputs=needs.outputs, features=needs.features)
     except ValueError as error:
         raise UserError(f"method.name = {spec.method.name}: {error}") from error
 

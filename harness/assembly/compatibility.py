@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.config.encoder_fields import innermost
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 
@@ -25,9 +26,7 @@ class Unsuited(UserError):
 def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
     """Return why the method of a spec cannot run on data of a modality; empty if it can."""
     encoders = [choice.name for choice in spec.method.needs().encoders]
-    only_images = [
-        name for name in encoders if name.removeprefix("cached:").partition(":")[0] not in ANY_MODALITY
-    ]
+    only_images = [name for name in encoders if innermost(name).partition(":")[0] not in ANY_MODALITY]
     if modality != "image" and only_images:
         return (
             f"encoder '{only_images[0]}' reads images, and these data are {modality}; "

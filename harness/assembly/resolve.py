@@ -168,7 +168,7 @@ def _without_decoding(spec: RunSpec) -> EvalSpec:
     """Return the evaluation with the metrics that latents have by default if they cannot be decoded."""
     from harness.evaluation.metric_table import HELD_OUT_LOSS
 
-    measured = spec.data.held_out and not spec.method.needs().summary
+    measured = spec.data.held_out and not spec.method.needs().generates
     return spec.eval.model_copy(update={"metrics": (HELD_OUT_LOSS,) if measured else ()})
 
 
@@ -215,10 +215,11 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
     unseen = {} if spec.data.held_out else {"held_out": 0}
     captioned = bool(spec.text.encoder)
     check_metrics(spec.eval, dataset, modality, **unseen, captioned=captioned, encoders=aligned, where=where)
-    if HELD_OUT_LOSS in spec.eval.metrics and spec.method.needs().summary:
+    if HELD_OUT_LOSS in spec.eval.metrics and spec.method.needs().generates:
+        what = "extra token needs" if spec.method.needs().summary else "further channels need"
         raise UserError(
-            f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose extra token "
-            "needs the encoder's output in an evaluation; remove the metric"
+            f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose {what} the "
+            "encoder's output in an evaluation; remove the metric"
         )
     _check_guidance(spec, where)
 

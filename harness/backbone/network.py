@@ -48,6 +48,9 @@ class BackboneConfig:
     """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
     outputs: tuple[int, ...] = ()
     """Layers (1-based) that have a further final layer, which predicts a velocity from their output."""
+    features: int = 0
+    """Further channels of the network's input and velocity, which are generated together with the sample
+    (ReDi); 0 for none."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
@@ -56,6 +59,10 @@ class BackboneConfig:
             raise ValueError(f"only a video can have other parts, but the first part is {kind}")
         if self.outputs and self.extra:
             raise ValueError("a network with an extra token has no further final layers")
+        if self.features and (self.extra or self.outputs or self.beside):
+            raise ValueError(
+                "a network with further channels has no extra token, further final layer or further part"
+            )
         if beyond := [layer for layer in self.outputs if not 1 <= layer < self.size.depth]:
             raise ValueError(
                 f"a further final layer is at layers 1 to {self.size.depth - 1}, but got layer {beyond[0]}"
@@ -65,7 +72,8 @@ class BackboneConfig:
     def parts(self) -> tuple[Part, ...]:
         """The parts of a sample."""
         square = (self.patch,) * min(2, len(self.shape) - 1)
-        return Part(self.shape, (self.patch_time, *square) if len(self.shape) == 4 else square), *self.beside
+        patch = (self.patch_time, *square) if len(self.shape) == 4 else square
+        return Part((self.shape[0] + self.features, *self.shape[1:]), patch), *self.beside
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -88,9 +96,14 @@ class BackboneConfig:
 
     @property
     def x_shape(self) -> tuple[int, ...]:
-        """The shape of x without its batch axis; (N,) for several parts, which are flattened and
+        """The shape of a sample without its batch axis; (N,) for several parts, which are flattened and
         concatenated."""
         return (sum(part.values for part in self.parts),) if self.beside else self.shape
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the network's input: a sample with its further channels, if it has some."""
+        return self.parts[0].shape if self.features else self.x_shape
 
     def split_parts(self, x: Tensor) -> list[Tensor]:
         """Return the parts of x (B, *x_shape), each (B, C, *axes)."""

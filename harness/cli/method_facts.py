@@ -151,6 +151,7 @@ def needs_in_words(needs: Needs) -> tuple[str, ...]:
         " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
         "its attention maps": needs.attention > 0,
         "an extra token": needs.summary,
+        f"{needs.features} further channels": needs.features > 0,
         "EMA teacher": needs.teacher,
         "guided features of a frozen run": needs.guided is not None,
         "a further final layer": bool(needs.outputs),
@@ -178,7 +179,7 @@ def step_flops(name: str) -> int:
     encoders = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
     spec = spec.model_copy(update={"method": config})
-    backbone = replace(backbone, outputs=config.needs().outputs)
+    backbone = replace(backbone, outputs=config.needs().outputs, features=config.needs().features)
     if config.needs().summary:
         backbone = replace(backbone, extra=encoders[0].dim)
     # A projector's weights would take longer to initialize than to count.

@@ -38,6 +38,7 @@ METHODS = {
     "diversedit": "methods.diversedit:DiverseDiT",
     "reed": "methods.reed:Reed",
     "self_transcendence": "methods.self_transcendence:SelfTranscendence",
+    "redi": "methods.redi:ReDi",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",
@@ -70,6 +71,7 @@ ENCODERS = {
     "cached": "harness.encoders.cached:CachedEncoder",
     "torchscript": "harness.encoders.torchscript:TorchScriptEncoder",
     "run": "harness.train.run_encoder:RunEncoder",
+    "pca": "harness.encoders.pca:PcaEncoder",
 }
 # Family -> class; a full name is "family:model", or the family alone if it has a single model.
 TEXT_ENCODERS = {

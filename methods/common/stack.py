@@ -110,6 +110,8 @@ def merged(needs: Sequence[Needs]) -> Needs:
         outputs=layers("outputs"),
         undropped=any(need.undropped for need in needs),
         group=math.lcm(*(need.group for need in needs)),
+        guided=next((need.guided for need in needs if need.guided is not None), None),
+        features=max((need.features for need in needs), default=0),
     )
 
 

@@ -53,6 +53,7 @@ REFUSED = {
     ("joint", "haste"): "reads one modality",
     ("joint", "reg"): "reads one modality",
     ("joint", "reed"): "reads one modality",
+    ("joint", "redi"): "reads one modality",
     ("joint", "sra2"): "predicts patches",
     ("joint", "self_transcendence"): "predicts patches",
 }
