@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.config import registry
+from harness.config.encoder_fields import innermost
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ def _leaves(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 def needs_in_words(needs: Needs) -> tuple[str, ...]:
     """Return what a run requires in addition to the student; empty for plain flow matching."""
     required = {
-        " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
+        " and ".join(f"encoder {innermost(encoder.name)}" for encoder in needs.encoders): bool(
+            needs.encoders
+        ),
         "its attention maps": needs.attention > 0,
         "an extra token": needs.summary,
         f"{needs.features} further channels": needs.features > 0,
