@@ -101,6 +101,7 @@ def test_validation_loss_is_rejected() -> None:
         tiny(*WORDS, "eval.metrics=['loss:held_out']")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_networks")
 def test_run_samples_images_and_is_not_probed(tmp_path: Path) -> None:
     record = trained(tiny(*WORDS, "train.steps=4", "eval.every=4"), tmp_path)
