@@ -71,7 +71,14 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     needs, given = spec.method.needs(), given_tokens(spec.data, config, dataset.modality)
     extra = architecture_of(needs.encoders[0], dataset, config.grid).dim if needs.summary else 0
     try:
-        return replace(config, extra=extra, outputs=needs.outputs, fused=needs.fused, given=given)
+        return replace(
+            config,
+            extra=extra,
+            outputs=needs.outputs,
+            fused=needs.fused,
+            features=needs.features,
+            given=given,
+        )
     except ValueError as error:
         raise UserError(f"method.name = {spec.method.name}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.assembly.given import SUITS, gives_tokens
+from harness.config.encoder_fields import innermost
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 
@@ -28,9 +29,7 @@ class Unsuited(UserError):
 def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
     """Return why the method of a spec cannot run on data of a modality; empty if it can."""
     encoders = [choice.name for choice in spec.method.needs().encoders]
-    only_images = [
-        name for name in encoders if name.removeprefix("cached:").partition(":")[0] not in ANY_MODALITY
-    ]
+    only_images = [name for name in encoders if innermost(name).partition(":")[0] not in ANY_MODALITY]
     several = SEVERAL.get(modality)
     if several and encoders:
         return f"encoder '{encoders[0]}' reads one modality, and these samples are {several}"

@@ -179,7 +179,7 @@ def _without_decoding(spec: RunSpec) -> EvalSpec:
     """Return the evaluation with the metrics that latents have by default if they cannot be decoded."""
     from harness.evaluation.metric_table import HELD_OUT_LOSS
 
-    measured = spec.data.held_out and not spec.method.needs().summary
+    measured = spec.data.held_out and not spec.method.needs().generates
     return spec.eval.model_copy(update={"metrics": (HELD_OUT_LOSS,) if measured else ()})
 
 
@@ -231,7 +231,7 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
     unseen = {} if spec.data.held_out else {"held_out": 0}
     captioned = bool(spec.text.encoder)
     check_metrics(spec.eval, dataset, modality, **unseen, captioned=captioned, encoders=aligned, where=where)
-    if HELD_OUT_LOSS in spec.eval.metrics and spec.method.needs().summary:
+    if HELD_OUT_LOSS in spec.eval.metrics and spec.method.needs().generates:
         kept = json.dumps([name for name in spec.eval.metrics if name != HELD_OUT_LOSS] or ["fd:local"])
         raise UserError(
             f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose network is "

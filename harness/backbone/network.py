@@ -60,6 +60,9 @@ class BackboneConfig:
     given: tuple[int, ...] = ()
     """Number of first tokens of each part that are given instead of generated; () for none. Their time is 0
     and their velocity is 0, whatever the sample's times are."""
+    features: int = 0
+    """Further channels of the network's input and velocity, which are generated together with the sample
+    (ReDi); 0 for none."""
 
     def __post_init__(self) -> None:
         # Building the parts raises ValueError if a patch does not divide an axis.
@@ -70,6 +73,8 @@ class BackboneConfig:
             raise ValueError("positions = rotary: parts that follow a state have no place; use sincos")
         if self.outputs and self.extra:
             raise ValueError("a network with an extra token has no further final layers")
+        if self.features:
+            self._check_features()
         if beyond := [layer for layer in self.outputs if not 1 <= layer < self.size.depth]:
             raise ValueError(
                 f"a further final layer is at layers 1 to {self.size.depth - 1}, but got layer {beyond[0]}"
@@ -80,6 +85,16 @@ class BackboneConfig:
             raise ValueError(f"blocks {self.fused} cannot be fused; give a first and a last one, in order")
         if self.given:
             self._check_given()
+
+    def _check_features(self) -> None:
+        """Raise ValueError for what a network with further channels cannot have."""
+        if self.extra or self.outputs or self.beside or self.fused or self.given:
+            raise ValueError(
+                "a network with further channels has no extra token, further final layer, fusion, given token "
+                "or further part"
+            )
+        if self.prediction == "x":
+            raise ValueError("a network with further channels predicts the velocity, not x")
 
     def _check_given(self) -> None:
         """Raise ValueError unless every part has its given tokens, and some token is generated."""
@@ -96,7 +111,8 @@ class BackboneConfig:
     def parts(self) -> tuple[Part, ...]:
         """The parts of a sample."""
         square = (self.patch,) * min(2, len(self.shape) - 1)
-        return Part(self.shape, (self.patch_time, *square) if len(self.shape) == 4 else square), *self.beside
+        patch = (self.patch_time, *square) if len(self.shape) == 4 else square
+        return Part((self.shape[0] + self.features, *self.shape[1:]), patch), *self.beside
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -119,9 +135,14 @@ class BackboneConfig:
 
     @property
     def x_shape(self) -> tuple[int, ...]:
-        """The shape of x without its batch axis; (N,) for several parts, which are flattened and
+        """The shape of a sample without its batch axis; (N,) for several parts, which are flattened and
         concatenated."""
         return (sum(part.values for part in self.parts),) if self.beside else self.shape
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the network's input: a sample with its further channels, if it has some."""
+        return self.parts[0].shape if self.features else self.x_shape
 
     def split_parts(self, x: Tensor) -> list[Tensor]:
         """Return the parts of x (B, *x_shape), each (B, C, *axes)."""

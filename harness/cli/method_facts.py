@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.config import registry
+from harness.config.encoder_fields import innermost
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,9 +149,12 @@ def _leaves(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 def needs_in_words(needs: Needs) -> tuple[str, ...]:
     """Return what a run requires in addition to the student; empty for plain flow matching."""
     required = {
-        " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
+        " and ".join(f"encoder {innermost(encoder.name)}" for encoder in needs.encoders): bool(
+            needs.encoders
+        ),
         "its attention maps": needs.attention > 0,
         "an extra token": needs.summary,
+        f"{needs.features} further channels": needs.features > 0,
         "EMA teacher": needs.teacher,
         "guided features of a frozen run": needs.guided is not None,
         "a further final layer": bool(needs.outputs),
@@ -179,7 +183,8 @@ def step_flops(name: str) -> int:
     encoders = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
     spec = spec.model_copy(update={"method": config})
-    backbone = replace(backbone, outputs=config.needs().outputs, fused=config.needs().fused)
+    needs = config.needs()
+    backbone = replace(backbone, outputs=needs.outputs, fused=needs.fused, features=needs.features)
     if config.needs().summary:
         backbone = replace(backbone, extra=encoders[0].dim)
     # A projector's weights would take longer to initialize than to count.

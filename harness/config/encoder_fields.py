@@ -16,12 +16,22 @@ RUN = "run"
 NOT_HASHED_OF_ENCODER = ("weights", "download")
 """Fields of an encoder that the run id leaves out."""
 _ENCODER = re.compile(r"method\.(?:[^.]+\.)?(?:\w+_)?encoder\.(\w+)")
+_OUTER = re.compile(r"(?:cached:|pca:[0-9]+:)+")
 _FURTHER = re.compile(r"method\.(?:[^.]+\.)?further")
 
 
 def names_run(name: str) -> bool:
     """Return whether an encoder is a flowrace run."""
     return name.startswith(f"{RUN}:")
+
+
+def innermost(name: str) -> str:
+    """Return the name of the network in an encoder that stores or compresses another's features.
+
+    >>> innermost("cached:local:small"), innermost("pca:8:local:small"), innermost("local:small")
+    ('local:small', 'local:small', 'local:small')
+    """
+    return _OUTER.sub("", name)
 
 
 def located(name: str, weights: str) -> tuple[str, str]:

@@ -41,6 +41,7 @@ METHODS = {
     "sprint": "methods.sprint:Sprint",
     "self_transcendence": "methods.self_transcendence:SelfTranscendence",
     "pixelrepa": "methods.pixelrepa:PixelRepa",
+    "redi": "methods.redi:ReDi",
 }
 DATASETS = {
     "digits": "harness.data.generated.digits:Digits",
@@ -74,6 +75,7 @@ ENCODERS = {
     "cached": "harness.encoders.cached:CachedEncoder",
     "torchscript": "harness.encoders.torchscript:TorchScriptEncoder",
     "run": "harness.train.run_encoder:RunEncoder",
+    "pca": "harness.encoders.pca:PcaEncoder",
 }
 # Family -> class; a full name is "family:model", or the family alone if it has a single model.
 TEXT_ENCODERS = {

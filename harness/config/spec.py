@@ -479,6 +479,13 @@ class Needs(NamedTuple):
     guided: float | None = None
     """Scale of the guidance of an encoder's features, which are then those of the student's noised samples
     under their conditions: f_null + scale (f_condition - f_null). None for features of clean samples."""
+    features: int = 0
+    """Number of channels of an encoder's features that the network generates together with the sample."""
+
+    @property
+    def generates(self) -> bool:
+        """True if the network generates an encoder's output too, which evaluations cannot compute."""
+        return self.summary or self.features > 0
 
 
 class Schedule(Section):

@@ -178,7 +178,7 @@ def _forward_flops(spec: RunSpec, scale: float = 1.0) -> int:
     dataset = outlined(spec.data)
     model, rule = weightless(backbone_config(spec, dataset)), sampling_rule(spec, dataset)
     with torch.device("meta"):
-        x, y = torch.empty(1, *model.config.x_shape), model.config.blank_condition(1)
+        x, y = torch.empty(1, *model.config.input_shape), model.config.blank_condition(1)
         times = Times.per_sample(torch.zeros(1))
         extra = torch.empty(1, model.config.extra) if model.config.extra else None
     asked = {"extra": extra} if extra is not None else {}

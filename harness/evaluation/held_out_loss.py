@@ -60,6 +60,7 @@ EXTRA_TOKEN = (
     "the network has an extra token, an encoder's output for the held-out sample itself, so that its "
     "loss is not comparable with that of other networks"
 )
+FEATURES = EXTRA_TOKEN.replace("an extra token", "further channels").replace("clean token", "clean features")
 
 
 class HeldOutLoss:
@@ -97,10 +98,12 @@ class HeldOutLoss:
     def __call__(self, model: nn.Module) -> dict[str, Value]:
         """Return the values by name, the mean over all times first; an empty result on ranks other than 0.
 
-        Raises `MetricError` if the loss is not finite, and for a network with an extra token.
+        Raises `MetricError` if the loss is not finite, and for a network that generates features too.
         """
-        if getattr(getattr(model, "config", None), "extra", 0):
-            raise MetricError(EXTRA_TOKEN)
+        config = getattr(model, "config", None)
+        for name, reason in (("extra", EXTRA_TOKEN), ("features", FEATURES)):
+            if getattr(config, name, 0):
+                raise MetricError(reason)
         rows = []
         for turn in rounds(range(len(self.place)), self.spec.batch_size, self.world):
             losses = self._losses(model, self.place[turn.local.start : turn.local.stop])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
+from harness.config.encoder_fields import innermost
 from harness.config.spec import EvalSpec
 from harness.errors import UserError, unknown
 from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, REFERENCE_FREE, ReferenceFree
@@ -148,7 +149,7 @@ def _extractor_of(name: str) -> str:
 
 def _network(name: str) -> tuple[str, str]:
     """Return `family:model` and the tag of its weights."""
-    name = name.removeprefix("cached:")
+    name = innermost(name)
     model, _, tag = ALIASES.get(name, name).partition(".")
     return model, tag
 

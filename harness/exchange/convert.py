@@ -102,6 +102,8 @@ def _check_fits(config: BackboneConfig, layout: str) -> None:
         what = "texts as its condition" if isinstance(config, MMDiTConfig) else "labels as its condition"
     elif bool(config.extra) != (layout == "reg"):
         what = "the extra token of REG" if config.extra else "no extra token"
+    elif config.features:
+        what = f"{config.features} further channels, as method redi adds"
     elif config.outputs:
         layers = " and ".join(map(str, config.outputs))
         what = f"a further final layer at block {layers}, as method internal_guidance adds"

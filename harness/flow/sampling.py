@@ -1,13 +1,15 @@
 """Sampling from a network, with fixed latents and conditions that are the same for every method and step.
 
 If a network has an extra token, image and token are integrated together, as one vector per sample (REG
-samplers.py). The image has the same noise as with every other method, and guidance applies to both.
+samplers.py). The image has the same noise as with every other method, and guidance applies to both. The same
+holds for further channels (ReDi), which are left out of the samples at the end.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,7 +69,8 @@ def draw(
     `decode` turns a network's latents (B, c, h, w) into images. `given` is needed by a network with given
     tokens, which are in the samples unchanged.
     """
-    streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
+    streams, config = Streams(spec.seed), getattr(model, "config", None)
+    extra, features = getattr(config, "extra", 0), getattr(config, "features", 0)
     field = jointly(model, shape) if extra else model
     v = velocity_field(
         field,
@@ -79,15 +82,16 @@ def draw(
         rule=rule,
         own=Interval(spec.method_guidance, spec.method_guidance_low, spec.method_guidance_high),
     )
-    z = _normal(streams, "eval_noise", index, shape, extra).to(device)
+    normal = partial(_normal, streams, index=index, shape=shape, extra=extra, features=features)
+    z = normal("eval_noise").to(device)
     keep = kept_given(model, given, index, device)
     if keep is not None:
         free = v
         v = lambda x, t: free(keep(x), t)  # noqa: E731
-    noise = lambda i, x: _normal(streams, f"sde_noise/{i}", index, shape, extra).to(x)  # noqa: E731
+    noise = lambda i, x: normal(f"sde_noise/{i}").to(x)  # noqa: E731
     with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
         x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise, shift=spec.sampler_shift)
-    x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x
+    x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x[:, : shape[0]] if features else x
     x = x if keep is None else keep(x)
     return (x if decode is None else decode(x.float())).float()
 
@@ -150,12 +154,17 @@ def jointly(model: nn.Module, shape: tuple[int, ...]) -> Network:
     return field
 
 
-def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ...], extra: int) -> Tensor:
-    """Return standard normal noise, (B, *shape), or with an extra token (B, C H W + E).
+def _normal(
+    streams: Streams, name: str, *, index: np.ndarray, shape: tuple[int, ...], extra: int, features: int
+) -> Tensor:
+    """Return standard normal noise (B, *shape), with an extra token (B, C H W + E), or with more channels.
 
-    The noise of the image is the same in both cases.
+    The noise of the image is the same in all cases.
     """
     image = streams.normal(name, index, shape)
+    if features:
+        further = streams.normal(f"{name}/features", index, (features, *shape[1:]))
+        return torch.cat([image, further], dim=1)
     if not extra:
         return image
     return torch.cat([image.flatten(1), streams.normal(f"{name}/extra", index, (extra,))], dim=1)

@@ -94,6 +94,11 @@ def probe(
     conditioned on text. Images and their noise are the same for all networks on the
     same data. Raises `UserError` if no images are held out and for features that cannot be measured.
     """
+    if model.config.features:
+        raise UserError(
+            "the input of the network has an encoder's features next to each sample, so its layers cannot be "
+            "compared; probe a run that does not generate features"
+        )
     if not len(sides.held_out):
         raise UserError(
             "data.held_out = 0 leaves no image to measure a probe on; probe a run that holds out some images"

@@ -202,9 +202,10 @@ def _config(run: Frozen, dataset: Dataset) -> BackboneConfig:
         raise UserError(
             f"encoder '{run.name}' is conditioned on text; choose a run that is conditioned on labels"
         )
-    if spec.method.needs().summary:
+    if spec.method.needs().generates:
         raise UserError(
-            f"encoder '{run.name}' has an extra token ({spec.method.name}); choose a run without one"
+            f"encoder '{run.name}' generates features too ({spec.method.name}), so it does not read samples "
+            "alone; choose another run"
         )
     try:
         return backbone_config(spec, dataset)

@@ -112,6 +112,8 @@ def merged(needs: Sequence[Needs]) -> Needs:
         fused=next((need.fused for need in needs if need.fused), ()),
         undropped=any(need.undropped for need in needs),
         group=math.lcm(*(need.group for need in needs)),
+        guided=next((need.guided for need in needs if need.guided is not None), None),
+        features=max((need.features for need in needs), default=0),
     )
 
 

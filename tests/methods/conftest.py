@@ -11,6 +11,7 @@ import pytest
 
 from harness.config import registry
 from methods.common.method import Method
+from tests.support.conformance_runs import SLOW
 
 PLUGIN, GUIDED_PLUGIN = "echo", "inner"
 PLUGINS = (PLUGIN, GUIDED_PLUGIN)
@@ -66,7 +67,10 @@ few_methods_fast = pytest.mark.parametrize(
 
 @pytest.fixture(
     params=[
-        *registry.names("method"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+            for name in registry.names("method")
+        ),
         *(name if name in FAST_STACKS else pytest.param(name, marks=pytest.mark.slow) for name in STACKS),
         *PLUGINS,
     ]

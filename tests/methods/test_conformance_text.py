@@ -149,7 +149,7 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
     assert ours.keys() - flows.keys() == {name for name, needed in phases.items() if needed}
     assert not needs.teacher or 0 < ours["teacher"] <= 0.35 * flows["student"]
     weights = sum(p.numel() for p in objective.parameters())
-    if not needs.summary and not needs.outputs and not needs.fused:
+    if not needs.generates and not needs.outputs and not needs.fused:
         assert (
             ours["ema"] == flows["ema"]
             and ours["optimizer"] == flows["optimizer"] + OPTIMIZER_FLOPS * weights

@@ -116,6 +116,7 @@ def test_gradients_of_every_method_equal_those_of_torch_func(
     ):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
     weights = {"align": config.strength, "token": getattr(config, "token_weight", 0.0)}
+    weights["features"] = getattr(config, "feature_weight", 0.0)
     weights = {part: weight for part, weight in weights.items() if part in found.losses}
     assert (found.auxiliary is None) == (not weights) == (set(found.losses) == {"loss", "flow"})
     if found.auxiliary is not None:

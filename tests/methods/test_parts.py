@@ -16,6 +16,7 @@ from harness.data.generated.bounce import Bounce
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.train.objective import Objective
+from tests.support.conformance_runs import SLOW
 from tests.support.modal import MODALITIES, REFUSED, built, method_words, modal
 from tests.support.runs import losses, part, trained
 
@@ -24,14 +25,17 @@ pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in METHODS]
+)
 def test_every_method_runs_or_states_why_not(method: str, modality: str) -> None:
     if reason := REFUSED.get((modality, method)):
         with pytest.raises(UserError, match=reason):
             modal(modality, *method_words(method))
         return
     run = built(modal(modality, *method_words(method)))
-    batch = run.feed.batch(np.arange(8))
+    # Late enough for a flow loss that is ramped up.
+    batch = run.feed.batch(np.arange(8), step=60_000)
     views = tuple(
         encoder.view(batch.x0, summary=run.method.needs().summary, attention=run.method.needs().attention)
         for encoder in run.encoders

@@ -78,6 +78,7 @@ def test_separate_gradients_add_up_to_that_of_the_total() -> None:
         torch.testing.assert_close(flow + other, parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_networks")
 def test_run_has_the_weights_of_both_encoders_in_its_record(tmp_path: Path) -> None:
     words = ("method.name=reed", "method.encoder.name=random:small", "method.pooled_encoder.name=random:tiny")

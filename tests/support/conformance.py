@@ -48,8 +48,8 @@ def made(cls: type[Method], backbone: BackboneConfig = CONFIG, **settings: Any) 
 
 def suited(needs: Needs, backbone: BackboneConfig) -> BackboneConfig:
     """Return the backbone with what a method adds to the network."""
-    extra = DIM if needs.summary else 0
-    return replace(backbone, extra=extra, outputs=needs.outputs, fused=needs.fused)
+    extra, features = DIM if needs.summary else 0, DIM if needs.features else 0
+    return replace(backbone, extra=extra, outputs=needs.outputs, fused=needs.fused, features=features)
 
 
 def network(seed: int, config: BackboneConfig = CONFIG) -> Backbone:

@@ -7,6 +7,11 @@ from methods.common.alignment import EncoderSpec
 from methods.common.method import Method
 from methods.common.stack import Stack
 
+ALIKE = {"diversedit": "dispersive", "reed": "repa", "self_transcendence": "sra2"}
+"""Methods that a run treats as another one, which the longest tests of runs have in their place."""
+SLOW = (*ALIKE, "redi")
+"""Methods whose conformance tests are in the slow suite; those of their formulas are in the fast one."""
+
 
 def words(cls: type[Method]) -> list[str]:
     """Return the settings of a tiny run: the method's defaults, with an encoder that needs no file."""

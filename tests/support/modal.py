@@ -54,6 +54,7 @@ REFUSED = {
     ("joint", "reg"): "reads one modality",
     ("joint", "reed"): "reads one modality",
     ("joint", "pixelrepa"): "reads one modality",
+    ("joint", "redi"): "reads one modality",
     ("joint", "sra2"): "predicts patches",
     ("joint", "self_transcendence"): "predicts patches",
 }

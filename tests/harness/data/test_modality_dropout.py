@@ -27,6 +27,7 @@ from harness.train.state import Run
 from methods.common.method import Method
 from methods.common.missing_parts import mean_of_tokens, weights_of_samples
 from tests.support.conformance import drawn, same
+from tests.support.conformance_runs import encoder_words
 from tests.support.joint_runs import built, fed
 from tests.support.modal import MODALITIES, SMALL, modal
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
@@ -235,15 +236,13 @@ def test_run_on_silent_videos_is_the_run_on_videos(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
 def test_every_method_supports_dropout_or_raises_with_the_reason(name: str) -> None:
-    config = registry.load("method", name).Config
-    words = [f"method.name={name}"]
-    words += ["method.encoder.name=random:small"] if "encoder" in config.model_fields else []
+    words = [f"method.name={name}", *encoder_words("method", registry.load("method", name))]
     if name in MIXED:
         run = built(*words, *MIX)
         total, grads = stepped(run, *fed(run))
         assert total.isfinite() and all(grad.isfinite().all() for grad in grads.values())
         return
-    reasons = dict.fromkeys(("dispersive", "contrastive_flow"), "compares samples")
+    reasons = dict.fromkeys(("dispersive", "contrastive_flow", "sigreg", "diversedit"), "compares samples")
     # A route keeps a number of a sample's tokens, those of missing parts included.
     reasons["tread"] = "does not support samples that lack a part"
     reason = reasons.get(name, "reads one modality|predicts patches")
