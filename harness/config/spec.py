@@ -554,7 +554,7 @@ class MethodConfig(Section):
 
     @property
     def unguided(self) -> str:
-        """Why nothing guides at sampling with these settings; empty if something does, or might."""
+        """The reason why nothing guides at sampling with these settings; empty if something may."""
         return "is switched off" if self.is_off else ""
 
     @property

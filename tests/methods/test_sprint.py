@@ -98,7 +98,7 @@ def test_losses_equal_those_of_released_code(net: SiT, rate: float, plain: float
 
 
 def test_alignment_inside_the_route_equals_that_of_released_code(net: SiT) -> None:
-    """Of `compute_loss` with `representation_depth=3`, which is block 2, and one encoder of width 6.
+    """Compare with `compute_loss` of `representation_depth=3`, which is block 2, and an encoder of width 6.
 
     A dropped path is aligned too.
     """
@@ -121,7 +121,7 @@ def test_alignment_inside_the_route_equals_that_of_released_code(net: SiT) -> No
 
 @torch.no_grad()
 def test_guidance_of_a_text_is_that_of_its_samples_one_by_one() -> None:
-    """Samples share one null text and one time in a sampler; the formula has them apart."""
+    """In a sampler, samples share one null text and one time. In the formula each has its own."""
     config = replace(OF_TEXT, fused=(2, 3))
     net, given = network(0, config), batch(Needs(), 2, backbone=config)
     method = Sprint.build(Sprint.Config(first_layer=2, last_layer=3), config)
