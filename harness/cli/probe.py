@@ -119,8 +119,8 @@ def probe(
     under other noise. The data must know what captions state (prompts, bounce).
     """
     from harness.assembly.condition import null_text
-    from harness.data.dataset import pictured
     from harness.data.open import open_dataset, split
+    from harness.encoders.base import data_of
     from harness.probing.encoder_table import ProbeSettings, is_study
     from harness.probing.layers import probe as measure
     from harness.runtime.environment import prepare
@@ -145,9 +145,8 @@ def probe(
     file, model, device = model_of_run(path, spec, step)
     dataset, encoder = open_dataset(spec.data), None
     if choice is not None:
-        encoder = _opened(
-            choice, pictured(dataset), grid=model.config.grid, held_out=spec.data.held_out, device=device
-        )
+        read = data_of(choice, dataset)
+        encoder = _opened(choice, read, grid=model.config.grid, held_out=spec.data.held_out, device=device)
     sides = split(dataset, spec.data.held_out)
     how = {"time": time, "samples": samples, "classifier": classifier}
     null = null_text(spec, dataset, device)

@@ -105,7 +105,7 @@ def probe(
         )
     sources = [_of_inputs(layers(model, time, device, null), dataset)]
     if encoder is not None:
-        sources.insert(0, lambda index, x0: {encoder.name: view_of(encoder, index, x0).tokens})
+        sources.insert(0, _of_encoder(encoder, dataset))
     train, held_out = (
         side[Streams(0).permutation(f"probe/{name}", 0, len(side))[:samples]]
         for name, side in zip(("train", "held_out"), sides, strict=True)
@@ -157,6 +157,16 @@ def noised(index: np.ndarray, x0: Tensor, times: Times, config: BackboneConfig) 
     """Return the inputs of every probe: samples at `times` of the path, their noise drawn by index."""
     noise = Streams(0).normal("probe/noise", index, x0.shape[1:]).to(x0)
     return interpolate(x0, noise, times, config)
+
+
+def _of_encoder(encoder: Encoder, dataset: Dataset) -> Tokens:
+    """Return a function to the tokens of an encoder, which reads images, or latents if it is a run."""
+
+    def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
+        return {encoder.name: view_of(encoder, index, x0).tokens}
+
+    # A plug-in need not derive from `Viewer`.
+    return _of_inputs(tokens, dataset) if getattr(encoder, "reads_samples", False) else tokens
 
 
 def _of_inputs(tokens: Tokens, dataset: Dataset) -> Tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from harness.flow.batch import Batch, Draw
 from harness.records.record import DONE, Record
 from harness.train.run_encoder import RunEncoder, pass_flops
 from harness.train.trained_run import model_of_run
+from tests.support.commands import flowrace
 from tests.support.runs import tiny, trained
 
 CPU = torch.device("cpu")
@@ -164,3 +166,21 @@ def test_runs_that_do_not_fit_are_rejected(first: Record, tmp_path: Path) -> Non
         check_weights(Choice(f"run:{first.path.name}", weights=str(other)))
     with pytest.raises(UserError, match="does not match the run id"):
         check_weights(Choice(f"run:{other}"))
+
+
+@pytest.mark.slow
+def test_run_on_latents_teaches_and_is_probed_on_latents(tmp_path: Path) -> None:
+    """Its encoder reads the latents themselves, so no pictures are needed."""
+    assert (
+        flowrace("data", "encode", "digits", "--codec", "identity", "--out", str(tmp_path / "l")).exit_code
+        == 0
+    )
+    words = (*SHORT, "data.name=latents", f"data.root={tmp_path / 'l'}")
+    teacher = trained(pinned(tiny(*words)), tmp_path)
+    spec = pinned(tiny(*words, "method.name=repa", f"method.encoder.name=run:{teacher.path}?layer=2"))
+    taught = trained(spec, tmp_path)
+    assert taught.status == "done"
+    probed = flowrace("probe", str(taught.path), "--samples", "60", "--json")
+    assert probed.exit_code == 0 and json.loads(probed.stdout)["rows"][0]["name"].startswith("run:")
+    with pytest.raises(UserError, match="trained on other data or latents"):
+        opened(Choice(f"run:{teacher.path}"))
