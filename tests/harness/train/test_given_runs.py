@@ -16,6 +16,7 @@ from harness.backbone.sizes import Size
 from harness.config.spec import DataSpec
 from harness.data.open import from_pixels, images, open_dataset, split
 from harness.errors import UserError
+from harness.evaluation.conditions import conditions_of
 from harness.evaluation.held_out_loss import HeldOutLoss
 from harness.records.record import Record
 from harness.runtime.distributed import World
@@ -31,40 +32,49 @@ SPECS = {
     "digits": ("data.given=top_half",),
     "moving-digits": ("data.frames=3", "data.given=first_frame", "backbone.patch_time=1"),
 }
-GIVEN = {"digits": np.s_[:, :, :4], "moving-digits": np.s_[:, :, :1]}
-GENERATED = {"digits": np.s_[:, :, 4:], "moving-digits": np.s_[:, :, 1:]}
-
-
-@pytest.fixture(scope="module", params=["digits", pytest.param("moving-digits", marks=pytest.mark.slow)])
-def preset(request: pytest.FixtureRequest) -> str:
-    return request.param
+GIVEN = {"digits": np.s_[:, :, :4], "moving_digits": np.s_[:, :, :1]}
+GENERATED = {"digits": np.s_[:, :, 4:], "moving_digits": np.s_[:, :, 1:]}
 
 
 @pytest.fixture(scope="module")
-def run(preset: str, tmp_path_factory: pytest.TempPathFactory) -> Record:
-    return trained(load_spec(preset, (*EVALUATED, *SPECS[preset])), tmp_path_factory.mktemp("given"))
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    spec = load_spec(request.param, (*EVALUATED, *SPECS[request.param]))
+    return trained(spec, tmp_path_factory.mktemp("given"))
 
 
-def test_samples_have_the_given_tokens_of_held_out_samples(run: Record, preset: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("run", SPECS, indirect=True)
+def test_samples_have_the_given_tokens_of_held_out_samples(run: Record) -> None:
     spec = load_spec(str(run.path))
+    given, generated = GIVEN[spec.data.name], GENERATED[spec.data.name]
     drawing = drawing_of_run(run.path, spec, None, 4, (), torch.device("cpu"))
     drawn = torch.cat(list(drawing.batches())).numpy()
     dataset = open_dataset(spec.data)
     held_out = split(dataset, spec.data.held_out).held_out
     expected, labels = images(dataset, held_out[:4])
-    assert np.array_equal(drawn[GIVEN[preset]], expected[GIVEN[preset]])
-    assert not np.array_equal(drawn[GENERATED[preset]], expected[GENERATED[preset]])
+    assert np.array_equal(drawn[given], expected[given])
+    assert not np.array_equal(drawn[generated], expected[generated])
     assert drawing.conditions.labels(np.arange(4)).tolist() == labels.tolist()
+    of_class = drawing_of_run(run.path, spec, None, 3, (7,), torch.device("cpu"))
+    assert of_class.conditions.labels(np.arange(3)).tolist() == [7, 7, 7]
+    sides = [about["protocol"]["given"]["side"] for about in run.protocols.values()]
+    assert sides == ["held out"]
 
 
-def test_samples_of_a_class_have_given_tokens_of_that_class(run: Record) -> None:
-    drawing = drawing_of_run(run.path, load_spec(str(run.path)), None, 3, (7,), torch.device("cpu"))
-    assert drawing.conditions.labels(np.arange(3)).tolist() == [7, 7, 7]
+def test_conditions_are_labels_and_given_samples_of_the_held_out_side() -> None:
+    spec = load_spec("digits", (*EVALUATED, *SPECS["digits"]))
+    dataset, index = open_dataset(spec.data), np.arange(5)
+    sides = split(dataset, spec.data.held_out)
+    found = conditions_of(spec.eval, dataset.classes, None, sides.held_out, sides.train, dataset)
+    expected, labels = images(dataset, sides.held_out[:5])
+    assert found.given is not None
+    assert torch.equal(found.given(index), from_pixels(expected))
+    assert found.labels(index).tolist() == labels.tolist()
 
 
-def test_held_out_loss_is_the_mean_over_generated_values(run: Record, preset: str) -> None:
+def test_held_out_loss_is_the_mean_over_generated_values() -> None:
     """The official initial velocity is 0, so the loss at any time is the mean square of the target."""
-    spec = load_spec(str(run.path))
+    spec = load_spec("digits", (*EVALUATED, *SPECS["digits"]))
     dataset = open_dataset(spec.data)
     places = split(dataset, spec.data.held_out).held_out[:3]
     config = backbone_config(spec, dataset)
@@ -73,10 +83,8 @@ def test_held_out_loss_is_the_mean_over_generated_values(run: Record, preset: st
     loss = HeldOutLoss(spec.eval, dataset, places, None, World(0, 1, torch.device("cpu")))
     noise = Streams(spec.eval.seed).normal("held_out_noise", places, config.shape)
     target = noise - from_pixels(images(dataset, places)[0])
-    expected = target[GENERATED[preset]].square().mean().item()
+    expected = target[GENERATED["digits"]].square().mean().item()
     assert loss(net)["loss:held_out"].mean == pytest.approx(expected, rel=1e-6)
-    sides = [about["protocol"]["given"]["side"] for about in run.protocols.values()]
-    assert sides == ["held out"]
 
 
 @pytest.mark.parametrize(
