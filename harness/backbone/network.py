@@ -90,8 +90,8 @@ class BackboneConfig:
         """Raise ValueError for what a network with further channels cannot have."""
         if self.extra or self.outputs or self.beside or self.fused or self.given:
             raise ValueError(
-                "a network with further channels has no extra token, further final layer, fusion, given token "
-                "or further part"
+                "a network with further channels has no extra token, further final layer, fusion, given "
+                "token or further part"
             )
         if self.prediction == "x":
             raise ValueError("a network with further channels predicts the velocity, not x")

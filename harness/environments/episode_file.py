@@ -14,6 +14,7 @@ from PIL import Image
 
 from harness.environments.base import Task
 from harness.errors import UserError
+from harness.files.parse import parse_json
 from metrics.files.parquet_files import schema_of
 from metrics.value import MetricError
 
@@ -109,10 +110,15 @@ def episode_facts(file: Path) -> dict[str, Any]:
 
     Raises `UserError` for a damaged file.
     """
+    damaged = UserError(f"{file} is no complete demonstration; delete it and rerun the command")
     try:
-        return json.loads(schema_of(file).metadata[FACTS])
+        facts = parse_json(schema_of(file).metadata[FACTS])
     except (MetricError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{file} is no complete demonstration; delete it and rerun the command") from error
+        raise damaged from error
+    kinds = {"length": int, "success": bool, "stages": dict, "stats": dict}
+    if not isinstance(facts, dict) or {name: type(value) for name, value in facts.items()} != kinds:
+        raise damaged
+    return facts
 
 
 def _png(frame: np.ndarray) -> bytes:

@@ -21,6 +21,10 @@ from harness.backbone.sizes import Size
 from harness.config.spec import DataSpec
 from harness.data.open import open_dataset
 from harness.encoders.base import Choice, open_encoder
+from harness.environments.base import open_task
+from harness.environments.demonstrations import episode_file, write_demonstrations
+from harness.environments.episode_file import episode_facts
+from harness.environments.play import play
 from harness.errors import UserError
 from harness.exchange.reading import ANCHOR, read_source
 from harness.latents.codec import open_codec
@@ -32,10 +36,13 @@ from harness.records import checkpoint
 from harness.records.checkpoint_files import checkpoints, precision_of
 from harness.records.integrity import misfits
 from harness.records.record import Record
+from harness.records.rollouts import Conditions, Episode, recording
+from harness.rollouts.rollout import replay_acting
 from metrics.distances.frechet import moments_of
 from metrics.extractors.torchscript import parse_options
 from metrics.files.reference_statistics import read_adm, read_statistics, save_statistics
 from metrics.value import MetricError
+from reports.analysis.success import compare, read_arm
 from reports.logs.log_map import LogMap, StepUnit
 from reports.logs.read import read_logs_of
 from sweeps.plan.plan import make_plan
@@ -223,6 +230,33 @@ def from_report(folder: Path) -> Iterable[float]:
         return command("report", folder, "-o", folder.parent / "page.html", "--json")
 
 
+def write_rollout(folder: Path) -> None:
+    about = Conditions("open-and-place", "1", ("opened", "placed", "both"), 120, "expert", 100_000, 0, 50)
+    with recording(folder, about) as record:
+        for seed in (100_000, 100_001):
+            stages = {"opened": 14, "placed": None, "both": None}
+            record.add(Episode(seed, False, 120, stages, 0.5, "0d8c62308a4eb94e"))
+
+
+def from_rollout(folder: Path) -> Iterable[float]:
+    found = compare(read_arm([folder]), read_arm([folder]))
+    return [number for one in found for number in (one.first.mean, one.difference.mean)]
+
+
+@cache
+def write_demos() -> Files:
+    return written(lambda folder: write_demonstrations(open_task("open-and-place:open"), 1, folder))
+
+
+def from_demos(folder: Path) -> Iterable[float]:
+    """Replay the recorded actions, and read the facts that a continued set needs."""
+    environments = open_task("open-and-place:open")
+    acting = replay_acting(environments.task, folder)
+    played = [*play(environments, range(1), acting.actors(range(1)))]
+    facts = episode_facts(episode_file(folder, 0))
+    return [*(one.largest_reward for one in played), facts["length"]]
+
+
 def from_status(folder: Path) -> Iterable[float]:
     return command("status", folder, "--json")
 
@@ -250,6 +284,8 @@ FILES = (
     Door("report of a study", lambda: written(write_study), from_report, True, cases=6),
     Door("status of a study", lambda: written(write_study), from_status, True, cases=10),
     Door("export of a study", lambda: written(write_study), from_export, True, cases=6),
+    Door("rollout", lambda: written(write_rollout), from_rollout, True, only=(".json", ".jsonl")),
+    Door("demonstrations", write_demos, from_demos, cases=20, only=(".parquet", "recipe.json")),
 )
 LOGS = tuple(
     Door(f"log of {kind}", partial(written, write), partial(from_logs, kind), kind != "events", cases=10)
