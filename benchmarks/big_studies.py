@@ -6,21 +6,20 @@ A study has the same number of seeds of two methods. Its runs have 400 evaluatio
 evaluation. The folders of which the status is printed have 60 train lines each. Every command is a separate
 process; its CPU seconds (user and system) are less sensitive to other load than the clock's, which are
 written too. `--before` names a checkout of an earlier version, whose commands are interleaved with ours up
-to `--before-runs` runs. `growth` is the exponent of runs in CPU seconds and in memory beyond those of the
-smallest study, where 1 is linear. Writes benchmarks/results/big-studies.json.
+to `--before-runs` runs. `growth` has what a further run takes. Writes benchmarks/results/big-studies.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,25 +118,20 @@ def show(version: str, runs: int, found: dict[str, Usage]) -> dict[str, Any]:
     return rows
 
 
-def growth(studies: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the exponent from the second smallest to the largest study, less what the smallest takes."""
+def growth(studies: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what a further run takes between each size of a study and the next: equal numbers are linear."""
     sizes = sorted(int(size) for size in studies if size.isdecimal())
-    if len(sizes) < 3:
-        return {}
-    first, second, last = (studies[str(size)] for size in (sizes[0], sizes[1], sizes[-1]))
-    more = math.log((sizes[-1] - sizes[0]) / (sizes[1] - sizes[0]))
     return {
         what: {
-            name: round(
-                math.log(
-                    (last[what][name] - first[what][name]) / max(second[what][name] - first[what][name], 1e-9)
+            f"{name} of a further run": {
+                f"{small} to {large}": round(
+                    (studies[str(large)][what][name] - studies[str(small)][what][name]) / (large - small), 4
                 )
-                / more,
-                2,
-            )
+                for small, large in pairwise(sizes)
+            }
             for name in ("cpu seconds", "peak MB")
         }
-        for what in first
+        for what in ("report", "audit")
     }
 
 

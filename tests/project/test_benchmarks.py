@@ -87,3 +87,14 @@ def test_rollout_benchmark_plays_the_same_episodes_on_both_sides(tmp_path: Path)
     found, _ = ran(tmp_path, "rollouts", *size)
     assert found["steps of both sides"] == [150, 150]
     assert found["one by one / together, seconds"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_big_studies_benchmark_measures_every_command(tmp_path: Path) -> None:
+    found, _ = ran(tmp_path, "big_studies", "--runs", "4", "6", "--folders", "2")
+    assert set(found["after"]) == {"4", "6", "status"}
+    used = [row for rows in found["after"].values() for row in rows.values()]
+    assert len(used) == 5 and all(row["cpu seconds"] > 0 and row["peak MB"] > 20 for row in used)
+    ends = [found["after"][size]["audit"]["cpu seconds"] for size in ("4", "6")]
+    growth = found["growth"]["audit"]["cpu seconds of a further run"]["4 to 6"]
+    assert growth == pytest.approx((ends[1] - ends[0]) / 2, abs=1e-4)
