@@ -285,7 +285,7 @@ FILES = (
     Door("status of a study", lambda: written(write_study), from_status, True, cases=10),
     Door("export of a study", lambda: written(write_study), from_export, True, cases=6),
     Door("rollout", lambda: written(write_rollout), from_rollout, True, only=(".json", ".jsonl")),
-    Door("demonstrations", write_demos, from_demos, cases=20, only=(".parquet", "recipe.json")),
+    Door("replayed demonstrations", write_demos, from_demos, cases=20, only=(".parquet", "recipe.json")),
 )
 LOGS = tuple(
     Door(f"log of {kind}", partial(written, write), partial(from_logs, kind), kind != "events", cases=10)
