@@ -106,6 +106,8 @@ def _acting(policy: str, task: Task, step: int | None, batch: int) -> tuple[Acti
     """Return what acts, and the usual folder of its records."""
     from harness.rollouts.rollout import expert_acting, random_acting, replay_acting
 
+    if step is not None and (policy in ("expert", "random") or policy.startswith("replay:")):
+        raise UserError(f"--step {step} chooses a checkpoint of a run, and '{policy}' is none; leave it out")
     if policy == "expert":
         return expert_acting(task), Path("rollouts")
     if policy == "random":

@@ -272,11 +272,12 @@ def test_command_prints_json_and_the_folder_of_the_record(tmp_path: Path) -> Non
     assert last == found["out"] and len(read_rollout(Path(last)).episodes) == 3
 
 
-def test_policy_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    for policy, match in (("exper", "is no run directory; give RUN, expert, random or replay:DEMOS"),):
-        found = flowrace("rollout", policy, "--task", TASK, "--out", tmp_path)
-        assert match in str(found.exception)
-    found = flowrace("rollout", "expert", "--task", TASK, "--out", tmp_path, "--film", "film.png")
-    assert "--film film.png: give a file that ends in .mp4" in str(found.exception)
-    found = flowrace("rollout", f"replay:{tmp_path}", "--task", TASK, "--out", tmp_path)
-    assert "expected a folder that flowrace data demos has written" in str(found.exception)
+def test_words_that_fit_no_policy_are_errors(tmp_path: Path) -> None:
+    for words, match in (
+        (("exper",), "is no run directory; give RUN, expert, random or replay:DEMOS"),
+        (("expert", "--film", "film.png"), "--film film.png: give a file that ends in .mp4"),
+        (("expert", "--step", 3), "chooses a checkpoint of a run, and 'expert' is none"),
+        ((f"replay:{tmp_path}",), "expected a folder that flowrace data demos has written"),
+    ):
+        found = flowrace("rollout", *words, "--task", TASK, "--out", tmp_path / "out")
+        assert match in str(found.exception), match
