@@ -48,6 +48,18 @@ def test_loss_is_the_sum_of_its_terms_on_the_same_draw() -> None:
     assert losses.total.item() == pytest.approx(total.item(), rel=1e-6)
 
 
+def test_weight_of_the_flow_loss_is_the_product_of_those_of_the_terms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cls, weight in ((Repa, 0.5), (InternalGuidance, 0.25)):
+        monkeypatch.setattr(cls.Config, "flow_weight", lambda self, step, weight=weight: weight * step)
+    stack = made(GUIDED, repa={"coefficient": 0.5}, internal_guidance={"coefficient": 0.25})
+    pupil, given = student(stack.needs()), batch(stack.needs(), step=3)
+    total, parts = stack.loss(pupil, given, stack.draw(STREAMS, given))
+    expected = 1.5 * 0.75 * parts["flow"] + 0.5 * parts["repa"] + 0.25 * parts["internal_guidance"]
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_encoder_aligns_only_tokens_that_have_the_layer() -> None:
     """Layer 2 of the route 2 to 3: the mean is over the tokens that stay."""
     stack = made(ROUTED, repa={"layer": 2, "coefficient": 1.0})
