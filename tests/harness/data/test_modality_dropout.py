@@ -39,6 +39,7 @@ CASES = {
     "flow, rotary": ("backbone.positions=rotary",),
     "diffusion_forcing": (),
     "dual_timestep": (),
+    "dupa": (),
     "full_masking": (),
     "internal_guidance": (),
     "layersync": (),
@@ -244,7 +245,7 @@ def test_every_method_supports_dropout_or_raises_with_the_reason(name: str) -> N
         return
     reasons = dict.fromkeys(("dispersive", "contrastive_flow", "sigreg", "diversedit"), "compares samples")
     # A route keeps a number of a sample's tokens, those of missing parts included.
-    reasons["tread"] = "does not support samples that lack a part"
+    reasons["tread"] = reasons["sprint"] = "does not support samples that lack a part"
     reason = reasons.get(name, "reads one modality|predicts patches")
     with pytest.raises(UserError, match=reason):
         modal("joint", *words, *MIX)
