@@ -200,7 +200,7 @@ def test_cost_of_frozen_features_is_that_of_what_trains(demos: Path, videos: Rec
 
 def test_frozen_needs_weights_and_further_parts(demos: Path) -> None:
     scratch = finetune_spec("demos", demos, "push", from_scratch=True).model_dump(mode="json")
-    with pytest.raises(UserError, match="start.frozen = true freezes the weights of"):
+    with pytest.raises(UserError, match=r"start\.frozen = true freezes the weights of"):
         resolve(merge(scratch, {"start": {"frozen": True}}))
     with pytest.raises(UserError, match=r"but these data \(image\) have one part; leave it out"):
         load_spec("digits", ("start.frozen=true",))
