@@ -31,7 +31,7 @@ from harness.flow.method import TrainingMethod
 from harness.flow.samplers import Network
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.method import Losses, Method, MethodConfig, Needs, Setting, flow_loss, weighted
+from methods.common.method import Losses, Method, MethodConfig, Needs, Setting, flow_loss
 from methods.common.routed import RoutedConfig
 
 
@@ -147,7 +147,7 @@ class Stack(Method):
         active = {name: term for name, term in self._named() if weights[name]}
         prediction = self.predict(student, batch, draw, merged([term.needs() for term in active.values()]))
         parts = {"flow": flow_loss(prediction.velocity, batch, draw, self.setting)}
-        total = weighted(parts["flow"], self.config.flow_weight(batch.step))
+        total = self.weighted_flow(parts["flow"], batch.step)
         for name, term in active.items():
             parts[name] = term.align(student, self._own(name, batch), draw, prediction)
             total = total + weights[name] * parts[name]

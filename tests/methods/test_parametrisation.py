@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from harness.assembly.resolve import load_spec
+from harness.backbone.times import Times
 from harness.backbone.tokens import Part
 from harness.config import registry
 from harness.config.spec import FlowSpec
@@ -118,6 +119,27 @@ def test_flow_loss_equals_its_closed_form(name: str, kind: str) -> None:
         assert method.log_variance is not None
         (gradient,) = torch.autograd.grad(losses.parts["flow"], [method.log_variance.weight])
         assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("internal_guidance", "align"), ("contrastive_flow", "align"), ("redi", "features")]
+)
+def test_second_velocity_has_the_factor_of_its_time_and_u_does_not_fit_it(name: str, part: str) -> None:
+    """At one time, exp(-u(t)) and min(SNR, gamma) t^2 are factors of the whole term."""
+    terms, factors = {}, {"none": 1.0, "min_snr": 3.0 * 0.3**2}
+    for weighting in ("none", "min_snr", "log_variance"):
+        method, backbone = made(name, FlowSpec(weighting=weighting, gamma=3.0))
+        given = batch(method.needs())
+        draw = method.draw(STREAMS, given)
+        draw = replace(draw, times=Times.per_sample(torch.full((len(given.x0),), 0.3)))
+        term = method.loss(built_student(method.needs(), backbone), given, draw).parts[part]
+        terms[weighting] = term.item()
+        if weighting == "log_variance":
+            learned = method.log_variance.weight
+            factors[weighting] = float(np.exp(-uncertainty(f64(learned), np.array(0.3))))
+            assert torch.autograd.grad(term, [learned], allow_unused=True) == (None,)
+    expected = {kind: terms["none"] * factor for kind, factor in factors.items()}
+    assert terms == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("missing", [False, True])

@@ -61,6 +61,20 @@ def test_weight_of_the_flow_loss_is_the_product_of_those_of_the_terms(
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dupa", "redi", "reg"])
+def test_weight_of_the_flow_loss_is_that_of_methods_with_their_own_loss(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = load("method", name)
+    method = made(cls)
+    pupil, given = student(method.needs(), suited(method.needs(), CONFIG)), batch(method.needs(), step=3)
+    draw = method.draw(STREAMS, given)
+    plain = method.loss(pupil, given, draw)
+    monkeypatch.setattr(cls.Config, "flow_weight", lambda self, step: 0.5 * step)
+    expected = plain.total + 0.5 * plain.parts["flow"]
+    assert method.loss(pupil, given, draw).total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_encoder_aligns_only_tokens_that_have_the_layer() -> None:
     """Layer 2 of the route 2 to 3: the mean is over the tokens that stay."""
     stack = made(ROUTED, repa={"layer": 2, "coefficient": 1.0})
