@@ -258,8 +258,9 @@ def _load_start(run: Run, path: Path) -> None:
         _load(module, weights if start.layers == "all" else shared_weights(module, weights, file), file)
     projectors, known = saved.part("method"), run.method.state_dict()
     if projectors:
-        # The learned weight of the flow loss, which no released file has.
-        projectors |= {name: t for name, t in known.items() if name.startswith("log_variance.")}
+        # A released file has no learned weight of the flow loss.
+        fresh = {name: t for name, t in known.items() if name.startswith("log_variance.")}
+        projectors = fresh | projectors
     fits = {name: t.shape for name, t in projectors.items()} == {name: t.shape for name, t in known.items()}
     if projectors and fits and saved.meta.get("method") == run.spec.method.name:
         _load(run.method, projectors, file)
