@@ -23,7 +23,7 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import as_target, velocity_target
 from harness.flow.student import Student
 from methods.common.alignment import in_groups
-from methods.common.method import Method, MethodConfig, Needs, velocity_error
+from methods.common.method import Method, MethodConfig, Needs, second_velocity_error
 
 
 class ContrastiveFlow(Method):
@@ -54,7 +54,4 @@ class ContrastiveFlow(Method):
         target = in_groups(velocity_target(batch.x0, draw.noise), self.config.group)
         other = target.roll(1, dims=1).flatten(0, 1)
         other = as_target(other, draw.times, self.setting.backbone)
-        weights = self.setting.weights_at(draw.times)
-        # u(t) of `flow.weighting = "log_variance"` fits the flow loss alone.
-        fixed = None if weights is None else weights.fixed()
-        return -velocity_error(prediction.velocity, other, batch, self.setting, fixed)
+        return -second_velocity_error(prediction.velocity, other, batch, draw, self.setting)

@@ -87,4 +87,5 @@ class Dupa(Method):
         first, second = (self.projector(prediction.hidden[layer]) for prediction in passes)
         present = present_tokens(batch, self.setting.backbone)
         align = mean_of_tokens(-cosine(first, second), present)
-        return Losses(flow + self.config.weight(batch.step) * align, {"flow": flow, "align": align})
+        total = self.weighted_flow(flow, batch.step) + self.config.weight(batch.step) * align
+        return Losses(total, {"flow": flow, "align": align})

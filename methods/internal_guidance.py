@@ -26,10 +26,11 @@ from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
+from harness.flow.path import as_target, velocity_target
 from harness.flow.samplers import Network
 from harness.flow.student import Student
 from methods.common.alignment import check_layer, layer_at, resolved_layer, taps_of
-from methods.common.method import Method, MethodConfig, Needs, flow_loss
+from methods.common.method import Method, MethodConfig, Needs, second_velocity_error
 
 PUBLISHED_LAYER = {"L": 8, "XL": 8}
 
@@ -72,7 +73,9 @@ class InternalGuidance(Method):
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         inner = prediction.outputs[resolved_layer(self.config.layer)]
-        return flow_loss(inner, batch, draw, self.setting)
+        backbone = self.setting.backbone
+        target = as_target(velocity_target(batch.x0, draw.noise), draw.times, backbone)
+        return second_velocity_error(inner, target, batch, draw, self.setting)
 
     def velocity(
         self,

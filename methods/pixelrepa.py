@@ -29,9 +29,10 @@ from harness.backbone.condition import Condition
 from harness.backbone.embed import LabelEmbedder, TimestepEmbedder
 from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.network import BackboneConfig, Prediction
-from harness.backbone.rotary import rotation
+from harness.backbone.rotary import check_heads, rotation
 from harness.backbone.sit import Block
 from harness.backbone.times import Times
+from harness.errors import UserError
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
@@ -62,6 +63,7 @@ class PixelRepa(Method):
     def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__(config, setting)
         if config.coefficient:
+            _check_heads(setting.backbone)
             self.adapters = nn.ModuleList(
                 MaskedAdapter(setting.backbone, config.blocks, dim) for dim in setting.encoder_dims
             )
@@ -77,6 +79,18 @@ class PixelRepa(Method):
         adapted = [adapter(hidden, draw.extra[MASKED], draw.times, batch.y) for adapter in self.adapters]
         pairs = zip(adapted, batch.views, strict=True)
         return torch.stack([distance("cosine", ours, view.tokens).mean() for ours, view in pairs]).mean()
+
+
+def _check_heads(backbone: BackboneConfig) -> None:
+    """Raise `UserError` if the adapter's rotary positions do not fit into its heads."""
+    _, width, heads = backbone.size
+    try:
+        check_heads(width // heads, backbone.parts)
+    except ValueError as error:
+        raise UserError(
+            f"method.name = pixelrepa: its adapter has the heads of the network, and {error}; choose a "
+            "backbone.size with wider heads"
+        ) from error
 
 
 class MaskedAdapter(nn.Module):

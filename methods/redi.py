@@ -28,7 +28,7 @@ from harness.flow.path import interpolate, velocity_target
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.alignment import EncoderSpec
-from methods.common.method import Losses, Method, MethodConfig, Needs, flow_loss
+from methods.common.method import Losses, Method, MethodConfig, Needs, flow_loss, second_velocity_error
 
 DINOV2_B_REGISTERS = EncoderSpec(name="timm:vit_base_patch14_reg4_dinov2.lvd142m")
 UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -89,9 +89,11 @@ class ReDi(Method):
         of_sample, of_features = prediction.velocity.tensor_split([channels], dim=1)
         parts = {
             "flow": flow_loss(of_sample, batch, draw, self.setting),
-            "features": F.mse_loss(of_features.float(), velocity_target(z, noise)),
+            "features": second_velocity_error(
+                of_features, velocity_target(z, noise), batch, draw, self.setting
+            ),
         }
-        return Losses(parts["flow"] + weight * parts["features"], parts)
+        return Losses(self.weighted_flow(parts["flow"], batch.step) + weight * parts["features"], parts)
 
 
 def upsampled(tokens: Tensor, grid: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:

@@ -86,7 +86,7 @@ class Reg(RepaAlignment):
         if prediction.extra is None:
             raise ValueError("the backbone has no extra token: build it with SiTConfig(extra=encoder dim)")
         parts["token"] = F.mse_loss(prediction.extra.float(), noise - clean)
-        total = parts["flow"] + config.token_weight * parts["token"]
+        total = self.weighted_flow(parts["flow"], batch.step) + config.token_weight * parts["token"]
         if weight:
             parts["align"] = self.align(student, with_summary(batch), draw, prediction)
             total = total + weight * parts["align"]

@@ -132,14 +132,16 @@ def kept_tokens(order: Tensor, parts: tuple[Part, ...], rate: float, *, grouped:
 
     Grouped, every square of 2 x 2 tokens of a grid keeps the same number, or of 4 x 4 if 2 x 2 cannot have
     the rate (utils.py `prepare_mask_and_input`). In a video, squares extend over time too. Otherwise, and if
-    no square has the rate or divides the grid, T (1 - rate) tokens of a part stay, at least one.
+    no square has the rate or divides the grid, floor(T (1 - rate)) tokens of a part stay, at least one.
     """
     kept, first = [], 0
     for part in parts:
         values = order[:, first : first + part.tokens]
         squares = squares_of(part, rate) if grouped else None
         if squares is None:
-            squares = torch.arange(part.tokens)[None], max(1, int(part.tokens * (1 - rate)))
+            # Without rounding, 1 - 0.9 is a little less than 0.1, and one of two tokens would be lost.
+            stay = math.floor(round(part.tokens * (1 - rate), 6))
+            squares = torch.arange(part.tokens)[None], max(1, stay)
         places, stay = squares
         chosen = values[:, places].argsort(dim=2, descending=True, stable=True)[:, :, :stay]
         positions = places.expand(len(order), -1, -1).gather(2, chosen).flatten(1)

@@ -19,6 +19,7 @@ from harness.assembly.given import given_tokens
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.rotary import check_heads
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.backbone.tokens import Part
@@ -68,6 +69,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
+    _check_positions(config)
     needs, given = spec.method.needs(), given_tokens(spec.data, config, dataset.modality)
     extra = architecture_of(needs.encoders[0], dataset, config.grid).dim if needs.summary else 0
     try:
@@ -81,6 +83,17 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
         )
     except ValueError as error:
         raise UserError(f"method.name = {spec.method.name}: {error}") from error
+
+
+def _check_positions(config: BackboneConfig) -> None:
+    """Raise `UserError` if rotary positions do not fit into the heads of a network."""
+    try:
+        if config.positions == "rotary":
+            check_heads(config.size.width // config.size.heads, config.parts)
+    except ValueError as error:
+        raise UserError(
+            f"backbone.{error}; set backbone.positions to sincos, or choose a backbone.size with wider heads"
+        ) from error
 
 
 def parts_after_first(dataset: Dataset, settings: BackboneSpec) -> list[Part]:

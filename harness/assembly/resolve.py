@@ -210,20 +210,11 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
     check_condition(spec, where)
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
         raise Unsuited(why, where)
-    if spec.train.steps < spec.start.step:
-        raise UserError(
-            f"{where}: train.steps = {spec.train.steps}, but the run begins at start.step = "
-            f"{spec.start.step}; give a larger number"
-        )
+    _check_start(spec, modality, where)
     if spec.train.log_gradients_every and spec.runtime.shard:
         raise UserError(
             f"{where}: train.log_gradients_every = {spec.train.log_gradients_every} does not support "
             "runtime.shard = true, whose gradients no process has in full; set one of them to its default"
-        )
-    if spec.start.frozen and spec.train.log_gradients_every:
-        raise UserError(
-            f"{where}: train.log_gradients_every = {spec.train.log_gradients_every} reads gradients of every "
-            "block, which start.frozen = true does not train; set one of them to its default"
         )
     check_undecoded(spec.eval.metrics, undecoded, where)
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
@@ -240,6 +231,34 @@ def _check(spec: RunSpec, where: str, undecoded: str) -> None:
         )
     _check_read(spec, where)
     _check_guidance(spec, where)
+
+
+def _check_start(spec: RunSpec, modality: str, where: str) -> None:
+    """Raise `UserError` for a start after the end, and for frozen layers that leave nothing to train."""
+    from harness.assembly.compatibility import SEVERAL
+
+    if spec.train.steps < spec.start.step:
+        raise UserError(
+            f"{where}: train.steps = {spec.train.steps}, but the run begins at start.step = "
+            f"{spec.start.step}; give a larger number"
+        )
+    if not spec.start.frozen:
+        return
+    if modality not in SEVERAL:
+        raise UserError(
+            f"{where}: start.frozen = true trains the layers of further parts alone, but these data "
+            f"({modality}) have one part; leave it out"
+        )
+    if not spec.start.weights:
+        raise UserError(
+            f"{where}: start.frozen = true freezes the weights of start.weights, which is empty; leave it "
+            "out, or write: flowrace finetune RUN --frozen"
+        )
+    if spec.train.log_gradients_every:
+        raise UserError(
+            f"{where}: train.log_gradients_every = {spec.train.log_gradients_every} reads gradients of every "
+            "block, which start.frozen = true does not train; set one of them to its default"
+        )
 
 
 def _check_read(spec: RunSpec, where: str) -> None:

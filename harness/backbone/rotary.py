@@ -55,10 +55,21 @@ def places(parts: Sequence[Part]) -> np.ndarray:
     video's tokens.
     """
     first, *others = parts
-    grid = first.grid[1:] if len(first.grid) == 3 and first.grid[0] == 1 and not others else first.grid
+    grid = _grid(parts)
     place = np.indices(grid).reshape(len(grid), -1)[::-1].T.astype(np.float64)
     times = [np.arange(part.tokens) * first.grid[0] / part.tokens for part in others]
     return np.concatenate([place, *(np.pad(time[:, None], ((0, 0), (2, 0))) for time in times)])
+
+
+def _grid(parts: Sequence[Part]) -> tuple[int, ...]:
+    """Return the grid of the axes that have positions: a video of one frame has no time."""
+    first, *others = parts
+    return first.grid[1:] if len(first.grid) == 3 and first.grid[0] == 1 and not others else first.grid
+
+
+def check_heads(channels: int, parts: Sequence[Part]) -> None:
+    """Raise ValueError if heads of this width have no pair of channels for an axis."""
+    divided(channels, len(_grid(parts)))
 
 
 def divided(channels: int, axes: int) -> tuple[int, ...]:

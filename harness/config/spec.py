@@ -232,7 +232,8 @@ class TimeSpec(Section):
     late: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
     apart: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
-    """Draw a separate time for each part of a video with its sound."""
+    """Draw a separate time for each part of a sample that has several: a video with its sound, or the
+    observations and actions of a robot."""
 
 
 class FlowSpec(Section):

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import empty_view, method_of_spec, weightless
+from harness.assembly.frozen import freeze
 from harness.config.spec import RunSpec
 from harness.costs.meter import Meter
 from harness.costs.optimizer import kept_tensors, optimizer_flops
@@ -44,7 +45,7 @@ class Cost:
     """Last step that costs `per_step`; later ones cost `per_step_after`."""
     per_step_after: dict[str, int] = field(default_factory=dict)
     saved_numbers: int = 0
-    """Numbers in a checkpoint without the EMA: learned parameters, and what the optimizer keeps for them."""
+    """Numbers in a checkpoint without the EMA: parameters, and what the optimizer keeps for learned ones."""
 
     @property
     def step(self) -> int:
@@ -95,10 +96,8 @@ def count_once(
     until = method.config.until
     changes = until is not None and until < spec.train.steps
     sizes = [(encoder.dim, encoder.flops, encoder.heads) for encoder in encoders]
-    key = (
-        type(method),
-        repr((method.config, method.setting, spec.train.batch_size, changes, sizes, spec.optimizer)),
-    )
+    chosen = (spec.train.batch_size, changes, sizes, spec.optimizer, spec.start.frozen)
+    key = type(method), repr((method.config, method.setting, *chosen))
     if key not in _costs:
         _costs[key] = count(method, spec, encoders=encoders)
     return replace(_costs[key], steps=spec.train.steps)
@@ -169,6 +168,7 @@ def _count_step(
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
     model, ema = weightless(backbone), weightless(backbone)
+    freeze(model, spec)
     shadow, batch, draw = _on_meta(method, spec, step, encoders)
     with counter, meter.phase("student"):
         shadow.loss(Student(model, ema, backbone, meter.phase), batch, draw).total.backward()
@@ -180,6 +180,7 @@ def _count_step(
     every = {**dict(model.named_parameters(prefix="model")), **dict(shadow.named_parameters(prefix="method"))}
     learned = {name: p for name, p in every.items() if p.grad is not None}
     saved = sum(p.numel() * (1 + kept_tensors(spec.optimizer, name, p)) for name, p in learned.items())
+    saved += sum(p.numel() for p in every.values() if not p.requires_grad)
     shadowed = sum(p.numel() for p in ema.parameters())
     flops |= {"optimizer": optimizer_flops(spec.optimizer, learned), "ema": EMA_FLOPS * shadowed}
     return flops, saved

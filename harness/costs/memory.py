@@ -31,6 +31,7 @@ from harness.assembly.build import (
     empty_view,
     encoder_architectures,
 )
+from harness.assembly.frozen import freeze
 from harness.backbone.attention import Attends
 from harness.backbone.network import Backbone
 from harness.config.spec import RunSpec
@@ -114,6 +115,7 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         method = build_method(spec, backbone, dims, weights_of(dataset, spec.data))
         model = build_backbone(backbone, runtime)
         ema = build_backbone(backbone, runtime).requires_grad_(False)
+        freeze(model, spec)
         if spec.runtime.device != "cpu":
             # The count runs on a CPU but describes the fused attention of a GPU.
             for module in (*model.modules(), *ema.modules()):
@@ -121,18 +123,18 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
                     module.fused = True
         slices = processes if spec.runtime.shard else 1
         named = [*model.named_parameters(prefix="model"), *method.named_parameters(prefix="method")]
-        parameters = [parameter for _, parameter in named]
-        learned = _bytes(parameters, slices)
+        trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        gradients = _bytes((parameter for _, parameter in trained), slices)
         fixed = {
-            "weights": learned,
-            "gradients": learned,
+            "weights": _bytes((parameter for _, parameter in named), slices),
+            "gradients": gradients,
             "optimizer": _bytes(
-                (p for name, p in named for _ in range(kept_tensors(spec.optimizer, name, p))), slices
+                (p for name, p in trained for _ in range(kept_tensors(spec.optimizer, name, p))), slices
             ),
             "ema": _bytes(ema.parameters(), slices),
         }
         kept: list[Tensor] = []
-        for parameter in parameters if processes > 1 else ():
+        for _, parameter in trained if processes > 1 else ():
             parameter.register_post_accumulate_grad_hook(partial(_exchanged, slices, kept))
         student = Student(model, ema, backbone, Meter(lambda: 0, lambda start, end: 0).phase)
         until = spec.method.until
@@ -140,10 +142,10 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         steps = [1] if until is None or until >= spec.train.steps else [1, until + 1]
         activations = max(_peak(spec, method, student, size, encoders, step) for step in steps)
         if slices > 1:
-            activations = _sharded_peak(activations, learned, model, method)
+            activations = _sharded_peak(activations, gradients, model, method)
         elif processes > 1:
             # The buckets of the all-reduce are kept from the first step to the last.
-            activations += learned
+            activations += gradients
         return Footprint(**fixed, activations=activations)
 
 

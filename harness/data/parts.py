@@ -32,7 +32,8 @@ def modality_of(modality: str, spec: DataSpec) -> str:
         has = (
             f"{spec.name} has the parts {', '.join(kinds)}"
             if kinds
-            else f"only a video with its sound has parts, and {spec.name} is {modality}"
+            else "only a video with its sound and a robot's demonstrations have parts, and "
+            f"{spec.name} is {modality}"
         )
         raise UserError(f"{_settings(spec, unknown)}: {has}; remove it")
     if not kinds:

@@ -213,12 +213,18 @@ def open_encoder(
             f"{choice.sha256}; set method.encoder.weights to the matching file, or clear "
             "method.encoder.sha256"
         )
-    if tuple(encoder.grid) != tuple(grid):
-        raise UserError(
-            f"encoder '{choice.name}' has a grid of {encoder.grid[0]}x{encoder.grid[1]} tokens, but the "
-            f"backbone has {grid[0]}x{grid[1]}; choose another encoder, backbone.patch or data.resolution"
-        )
+    check_grid(choice.name, encoder.grid, grid)
     return encoder
+
+
+def check_grid(name: str, found: tuple[int, ...], grid: tuple[int, ...]) -> None:
+    """Raise `UserError` unless an encoder's tokens are on the backbone's grid, of one to three axes."""
+    if tuple(found) != tuple(grid):
+        has, needed = ("x".join(map(str, axes)) for axes in (found, grid))
+        raise UserError(
+            f"encoder '{name}' has a grid of {has} tokens, but the backbone has {needed}; choose another "
+            "encoder, backbone.patch or data.resolution"
+        )
 
 
 def parse_name(name: str) -> tuple[str, str]:

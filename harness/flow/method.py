@@ -59,11 +59,11 @@ class TrainingMethod(nn.Module):
     headline: ClassVar[str] = ""
     """Main published result, and where it is published."""
     parts_apart: ClassVar[bool] = True
-    """Support for videos with sound, whose tokens have different numbers of values per part."""
+    """Support for samples with several parts, whose tokens have different numbers of values per part."""
     times_apart: ClassVar[bool] = True
     """Support for separate times of a sample's parts (`time.apart`)."""
     parts_mixed: ClassVar[bool] = False
-    """Support for samples that lack a part (`data.video_alone`). A second term must leave out the tokens of
+    """Support for samples that lack a part (`data.parts.*.alone`). A second term must leave out the tokens of
     missing parts (methods/common/missing_parts.py)."""
     masks_given: ClassVar[bool] = False
     """Support for given tokens (`data.given`). A second term must leave them out of its means

@@ -51,6 +51,7 @@ def finetune_spec(
     own: dict[str, Any] = {
         "data": {"root": str(demos), "task": task},
         "backbone": network.backbone.model_dump(mode="json", exclude_none=True),
+        "flow": {"prediction": network.flow.prediction},
         "seed": network.seed,
     }
     same = network.data.name == PRESET

@@ -32,7 +32,7 @@ from harness.backbone.times import Times
 from harness.config.encoder_fields import located
 from harness.config.spec import RunSpec, RuntimeSpec
 from harness.data.dataset import Dataset
-from harness.encoders.base import Architecture, EncoderChoice, Viewer, no_attention
+from harness.encoders.base import Architecture, EncoderChoice, Viewer, check_grid, no_attention
 from harness.errors import UserError
 from harness.files.stamps import stamp_of
 from harness.flow.batch import Batch, Draw, View
@@ -114,9 +114,13 @@ class RunEncoder(Viewer):
 
     @staticmethod
     def architecture_of(choice: EncoderChoice, dataset: Dataset, grid: tuple[int, ...]) -> Architecture:
-        """Return width and FLOPs of the run's network for samples of the data set, from its spec alone."""
+        """Return width and FLOPs of the run's network for samples of the data set, from its spec alone.
+
+        Raises `UserError` for a network whose tokens are not on the grid.
+        """
         run = frozen(choice)
         config = _config(run, dataset)
+        check_grid(run.name, config.grid, grid)
         return Architecture(config.size.width, pass_flops(config, run.layer_of(config.size.depth)))
 
     @staticmethod
@@ -136,8 +140,9 @@ class RunEncoder(Viewer):
         """Return the layer's tokens of samples without a condition and, if requested, their mean."""
         if attention:
             raise no_attention(self.name)
-        x = images if not self._time else (1 - self._time) * images + self._time * self._noise
-        times = Times.per_sample(torch.full((len(x),), self._time, device=x.device))
+        times = Times.per_sample(torch.full((len(images),), self._time, device=images.device))
+        config = self._network.config
+        x = interpolate(images, self._noise, times, config) if self._time else images
         tokens = self._features(x, times, torch.full((len(x),), self._null, device=x.device))
         return View(tokens, tokens.mean(dim=1) if summary else None)
 

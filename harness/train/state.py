@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.assembly.build import backbone_config, build_backbone, build_method
+from harness.assembly.frozen import freeze, is_of_further_parts
 from harness.backbone.initialize import initialize
 from harness.backbone.network import Backbone
 from harness.config.spec import RunSpec
@@ -104,9 +105,7 @@ def build_run(
     initialize(model, streams, initial=spec.backbone.initial)
     initialize(method, streams, "method.", initial=spec.backbone.initial)
     ema = build_backbone(backbone, spec.runtime, copy_of=model).requires_grad_(False).eval()
-    if spec.start.frozen:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_of_further_parts(name))
+    freeze(model, spec)
     cost = count_once(method, spec, encoders=encoders)
     if mesh is None:
         model, ema, method = model.to(device), ema.to(device), method.to(device)
@@ -259,8 +258,9 @@ def _load_start(run: Run, path: Path) -> None:
         _load(module, weights if start.layers == "all" else shared_weights(module, weights, file), file)
     projectors, known = saved.part("method"), run.method.state_dict()
     if projectors:
-        # The learned weight of the flow loss, which no released file has.
-        projectors |= {name: t for name, t in known.items() if name.startswith("log_variance.")}
+        # A released file has no learned weight of the flow loss.
+        fresh = {name: t for name, t in known.items() if name.startswith("log_variance.")}
+        projectors = fresh | projectors
     fits = {name: t.shape for name, t in projectors.items()} == {name: t.shape for name, t in known.items()}
     if projectors and fits and saved.meta.get("method") == run.spec.method.name:
         _load(run.method, projectors, file)
@@ -275,8 +275,8 @@ def start_digest(weights: Mapping[str, Tensor]) -> str:
 def shared_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Return a network's weights, those that it shares with `weights` replaced.
 
-    Layers of further parts, the label table, and codes of positions may differ. Raises `UserError` if another
-    layer does.
+    Layers of further parts, the label table, and codes of positions may differ, and further embedders and
+    final layers may be left out. Raises `UserError` if another layer differs or would be left out.
     """
     found = {name: full_tensor(tensor.detach()) for name, tensor in module.state_dict().items()}
     for name, own in found.items():
@@ -289,12 +289,18 @@ def shared_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path)
                 f"{file} has {shape} for {name}, but this network needs {tuple(own.shape)}; give the same "
                 "backbone, and frames of the same size and channels"
             )
+    if lost := sorted(name for name in weights.keys() - found.keys() if not _is_at_an_end(name)):
+        raise UserError(
+            f"{file} has {lost[0]}, which this network lacks, so its features would not be those of the "
+            "run; give the same backbone, and a method that adds the same layers"
+        )
     return found
 
 
-def is_of_further_parts(name: str) -> bool:
-    """Return whether a weight belongs to an input or output layer of a part after the first."""
-    return name.startswith("beside_embedders.") or ".linear_beside." in name
+def _is_at_an_end(name: str) -> bool:
+    """Return whether a weight belongs to an embedder or a final layer, without which features stay alike."""
+    layer = name.split(".")[0]
+    return "embed" in layer or layer.startswith("final_layer")
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:

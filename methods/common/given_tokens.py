@@ -12,6 +12,8 @@ and a second term is a mean over generated tokens.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +40,11 @@ def generated_only(tokens: Tensor, backbone: BackboneConfig, dim: int = 1) -> Te
     """Return the generated tokens of every sample; `dim` is the axis of tokens."""
     if backbone.given_tokens is None:
         return tokens
-    # Positions from the CPU, so that no GPU has to count them.
-    places = (~backbone.given_tokens).nonzero().flatten()
-    return tokens.index_select(dim, places.to(tokens.device))
+    starts = itertools.accumulate((part.tokens for part in backbone.parts), initial=0)
+    each = zip(starts, backbone.given, backbone.parts, strict=False)
+    # Positions from the layout, because tensors of an estimate have no values.
+    places = [place for start, given, part in each for place in range(start + given, start + part.tokens)]
+    return tokens.index_select(dim, torch.tensor(places, device=tokens.device))
 
 
 def mean_of_generated(
@@ -52,7 +56,8 @@ def mean_of_generated(
     """
     mask = backbone.generated_values
     assert mask is not None
-    counts = [int(part.sum()) for part in backbone.split_parts(mask[None])]
+    pairs = zip(backbone.given, backbone.parts, strict=True)
+    counts = [(part.tokens - given) * (math.prod(part.shape) // part.tokens) for given, part in pairs]
     errors = errors * mask.to(errors.device)
     means = [
         part.flatten(1).sum(dim=1) / max(count, 1)

@@ -27,8 +27,8 @@ __all__ = [
     "Schedule",
     "Setting",
     "flow_loss",
+    "second_velocity_error",
     "velocity_error",
-    "weighted",
 ]
 
 
@@ -65,11 +65,16 @@ class Method(TrainingMethod):
         weight = self.config.weight(batch.step)
         prediction = self.predict(student, batch, draw, self.needs() if weight else Needs())
         flow = flow_loss(prediction.velocity, batch, draw, self.setting)
-        total = weighted(flow, self.config.flow_weight(batch.step))
+        total = self.weighted_flow(flow, batch.step)
         if not weight:
             return Losses(total, {"flow": flow})
         align = self.align(student, batch, draw, prediction)
         return Losses(total + weight * align, {"flow": flow, "align": align})
+
+    def weighted_flow(self, flow: Tensor, step: int) -> Tensor:
+        """Return the flow loss times its weight at a step, and the loss itself for a weight of 1."""
+        weight = self.config.flow_weight(step)
+        return flow if weight == 1 else weight * flow
 
     def predict(self, student: Student, batch: Batch, draw: Draw, needs: Needs) -> Prediction:
         """Return the student's outputs on the noised samples, with the layers that are needed."""
@@ -89,11 +94,6 @@ class Method(TrainingMethod):
         raise NotImplementedError(f"{type(self).__name__} has a weight but no alignment term")
 
 
-def weighted(flow: Tensor, weight: float) -> Tensor:
-    """Return the flow loss times its weight at a step, and the loss itself for a weight of 1."""
-    return flow if weight == 1 else weight * flow
-
-
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
     """Return L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels (SiT Eq. 7; REPA loss.py).
 
@@ -104,6 +104,17 @@ def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> T
     """
     target = as_target(velocity_target(batch.x0, draw.noise), draw.times, setting.backbone)
     return velocity_error(velocity, target, batch, setting, setting.weights_at(draw.times))
+
+
+def second_velocity_error(
+    velocity: Tensor, target: Tensor, batch: Batch, draw: Draw, setting: Setting
+) -> Tensor:
+    """Return the mean square of v - target for a velocity or a target other than those of L_gen.
+
+    It has the factor of `flow.weighting` at each time. u(t) of `log_variance` fits L_gen alone.
+    """
+    weights = setting.weights_at(draw.times)
+    return velocity_error(velocity, target, batch, setting, None if weights is None else weights.fixed())
 
 
 def velocity_error(

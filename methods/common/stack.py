@@ -31,7 +31,8 @@ from harness.flow.method import TrainingMethod
 from harness.flow.samplers import Network
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.method import Losses, Method, MethodConfig, Needs, Setting, flow_loss, weighted
+from methods.common.method import Losses, Method, MethodConfig, Needs, Setting, flow_loss
+from methods.common.routed import RoutedConfig
 
 
 class StackConfig(MethodConfig):
@@ -146,7 +147,7 @@ class Stack(Method):
         active = {name: term for name, term in self._named() if weights[name]}
         prediction = self.predict(student, batch, draw, merged([term.needs() for term in active.values()]))
         parts = {"flow": flow_loss(prediction.velocity, batch, draw, self.setting)}
-        total = weighted(parts["flow"], self.config.flow_weight(batch.step))
+        total = self.weighted_flow(parts["flow"], batch.step)
         for name, term in active.items():
             parts[name] = term.align(student, self._own(name, batch), draw, prediction)
             total = total + weights[name] * parts[name]
@@ -214,7 +215,7 @@ def stack_of(name: str) -> type[Stack]:
         "times_apart": all(cls.times_apart for cls in each),
         "parts_mixed": all(cls.parts_mixed for cls in each),
         # In a route, samples have different numbers of generated tokens to align.
-        "masks_given": all(cls.masks_given for cls in each) and "tread" not in names,
+        "masks_given": all(cls.masks_given and not issubclass(cls.Config, RoutedConfig) for cls in each),
         "guides": any(cls.guides for cls in each),
         "student_cost": (math.prod(least), math.prod(most)),
     }

@@ -37,7 +37,7 @@ GIVEN, OF_TEXT_GIVEN = (
     replace(config, given=(FIRST,)) for config in (CONFIG, replace(OF_TEXT, text_time="clean"))
 )
 """The upper half of an image of 16 tokens is given."""
-REFUSED = ["attention_separation", "dupa", "pixelrepa", "reg", "self_transcendence"]
+REFUSED = ["attention_separation", "dupa", "pixelrepa", "redi", "reg", "self_transcendence"]
 MASKING = [name for name in registry.METHODS if name not in REFUSED]
 CPU = torch.device("cpu")
 

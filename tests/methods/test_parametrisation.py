@@ -5,6 +5,7 @@ Closed forms are in float64, with the time of every token.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,20 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from harness.assembly.build import backbone_config
 from harness.assembly.resolve import load_spec
+from harness.backbone.times import Times
 from harness.backbone.tokens import Part
 from harness.config import registry
 from harness.config.spec import FlowSpec
+from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
 from harness.flow.weighting import Weights
 from harness.records import checkpoint, checkpoint_files
 from methods.common.method import Method, Setting, velocity_error
+from methods.redi import upsampled
 from tests.support.conformance import CONFIG, STREAMS, batch, configured, suited
 from tests.support.conformance import student as built_student
 from tests.support.runs import tiny, trained, weights
@@ -39,7 +44,10 @@ FLOWS = {
 OTHERS = sorted({*registry.METHODS} - {*FAST})
 CASES = [(name, kind) for name in FAST for kind in FLOWS]
 CASES += [
-    pytest.param(name, kind, marks=pytest.mark.slow) for name in OTHERS for kind in ("x", "log_variance")
+    pytest.param(name, kind, marks=pytest.mark.slow)
+    for name in OTHERS
+    for kind in ("x", "log_variance")
+    if (name, kind) != ("redi", "x")
 ]
 
 
@@ -63,10 +71,15 @@ def velocity_of(method: Method, given: Batch, draw: Draw, backbone: Any) -> np.n
         t, clean = draw.times.levels, given.views[0].summary
         assert clean is not None
         extra = (1 - t) * clean + t * draw.extra["token_noise"]
-    x = interpolate(given.x0, draw.noise, draw.times, backbone)
+    x0, noise = given.x0, draw.noise
+    if needs.features:
+        z = upsampled(given.views[0].tokens, backbone.grid, backbone.shape[1:])
+        x0, noise = torch.cat([x0, z], dim=1), torch.cat([noise, draw.extra["feature_noise"]], dim=1)
+    x = interpolate(x0, noise, draw.times, backbone)
     pupil = built_student(needs, backbone)
     with torch.no_grad():
-        return f64(pupil(x, draw.times, given.y, groups=draw.groups, extra=extra, route=draw.route).velocity)
+        found = pupil(x, draw.times, given.y, groups=draw.groups, extra=extra, route=draw.route).velocity
+    return f64(found[:, : given.x0.shape[1]])
 
 
 def f64(tensor: Tensor) -> np.ndarray:
@@ -120,6 +133,27 @@ def test_flow_loss_equals_its_closed_form(name: str, kind: str) -> None:
         assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "part"), [("internal_guidance", "align"), ("contrastive_flow", "align"), ("redi", "features")]
+)
+def test_second_velocity_has_the_factor_of_its_time_and_u_does_not_fit_it(name: str, part: str) -> None:
+    """At one time, exp(-u(t)) and min(SNR, gamma) t^2 are factors of the whole term."""
+    terms, factors = {}, {"none": 1.0, "min_snr": 3.0 * 0.3**2}
+    for weighting in ("none", "min_snr", "log_variance"):
+        method, backbone = made(name, FlowSpec(weighting=weighting, gamma=3.0))
+        given = batch(method.needs())
+        draw = method.draw(STREAMS, given)
+        draw = replace(draw, times=Times.per_sample(torch.full((len(given.x0),), 0.3)))
+        term = method.loss(built_student(method.needs(), backbone), given, draw).parts[part]
+        terms[weighting] = term.item()
+        if weighting == "log_variance":
+            learned = method.log_variance.weight
+            factors[weighting] = float(np.exp(-uncertainty(f64(learned), np.array(0.3))))
+            assert torch.autograd.grad(term, [learned], allow_unused=True) == (None,)
+    expected = {kind: terms["none"] * factor for kind, factor in factors.items()}
+    assert terms == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_weights_of_one_are_no_weights_for_samples_of_several_parts(missing: bool) -> None:
     config = replace(CONFIG, shape=(3, 2, 8, 8), beside=(Part((5, 6), (2,)),))
@@ -133,6 +167,14 @@ def test_weights_of_one_are_no_weights_for_samples_of_several_parts(missing: boo
     assert found.item() == pytest.approx(plain.item(), rel=1e-6)
     doubled = velocity_error(velocity, target, given, setting, Weights(torch.full((2, 1), 2.0)))
     assert doubled.item() == pytest.approx(2 * plain.item(), rel=1e-6)
+
+
+def test_further_channels_are_refused_with_another_output() -> None:
+    words = ("method.name=redi", "method.encoder.name=random:tiny", "method.rank=3")
+    for allowed, prediction in ((True, "velocity"), (False, "x")):
+        spec = tiny(*words, f"flow.prediction={prediction}")
+        with nullcontext() if allowed else pytest.raises(UserError, match=r"method\.name = redi: .* not x"):
+            backbone_config(spec, open_dataset(spec.data))
 
 
 def test_terms_of_a_stack_share_the_learned_weight() -> None:

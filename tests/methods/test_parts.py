@@ -177,7 +177,7 @@ def test_invalid_settings_of_parts_are_rejected(overrides: list[str], message: s
 def test_settings_of_parts_are_rejected_for_images() -> None:
     from tests.support.runs import tiny
 
-    with pytest.raises(UserError, match="only a video with its sound has parts, and digits is image"):
+    with pytest.raises(UserError, match="a robot's demonstrations have parts, and digits is image"):
         tiny("data.audio_weight=0.1")
     with pytest.raises(UserError, match="have one part"):
         tiny("time.apart=true")

@@ -10,23 +10,28 @@ projection of `filled`. Attention runs on a CPU, and `TORCHDYNAMO_DISABLE=1`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from harness.assembly.build import backbone_config
 from harness.backbone.initialize import initialize
 from harness.backbone.network import Prediction
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.config.spec import BackboneSpec, Schedule
+from harness.data.open import open_dataset
+from harness.errors import UserError
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.student import Student
 from methods.common.method import Needs
 from methods.pixelrepa import MASKED, MaskedAdapter, PixelRepa
 from tests.support.conformance import STREAMS, batch, made, network
+from tests.support.runs import tiny
 
 CONFIG = SiTConfig(Size(3, 16, 2), 2, (3, 8, 8), 4)
 TOKENS = (2, 16, 16)
@@ -75,6 +80,17 @@ def test_adapter_depends_on_time_label_place_and_tokens_that_are_not_masked() ->
         adapter(h.flip(1), masked.flip(1), TIMES, LABELS).flip(1),
     )
     assert [bool(torch.isclose(other, before).all(dim=2).any()) for other in others] == 4 * [False]
+
+
+def test_heads_that_are_too_narrow_for_positions_are_refused() -> None:
+    """Two channels are one pair, and an image has two axes."""
+    narrow = replace(CONFIG, size=Size(3, 16, 8))
+    with pytest.raises(UserError, match=r"pixelrepa: .*a head of 2 channels cannot be divided among 2 axes"):
+        PixelRepa.build(PixelRepa.Config(layer=2), narrow, encoder_dims=(12,))
+    PixelRepa.build(PixelRepa.Config(layer=2, coefficient=0.0), narrow)
+    rotary = tiny("backbone.size=2x8x4", "backbone.positions=rotary")
+    with pytest.raises(UserError, match=r"backbone\.positions = rotary: a head of 2 channels .* to sincos"):
+        backbone_config(rotary, open_dataset(rotary.data))
 
 
 def test_share_of_masked_tokens_is_the_ratio() -> None:

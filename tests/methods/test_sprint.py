@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,14 @@ def test_every_square_of_a_grid_keeps_the_same_number(
 def test_rate_that_no_square_has_keeps_any_tokens(rate: float, grouped: bool, stay: int) -> None:
     kept = kept_tokens(torch.rand(3, 16), CONFIG.parts, rate, grouped=grouped)
     assert kept.shape == (3, stay) and all(sorted(set(row)) == row for row in kept.tolist())
+
+
+@pytest.mark.parametrize("rate", ["0.9", "0.8", "0.7", "0.6", "0.3", "0.1"])
+def test_tokens_that_stay_are_counted_in_decimals(rate: str) -> None:
+    """Binary fractions round 20 (1 - 0.9) below 2."""
+    stay = math.floor(20 * (1 - Fraction(rate)))
+    kept = kept_tokens(torch.rand(2, 20), (Part((3, 20), (1,)),), float(rate), grouped=False)
+    assert kept.shape == (2, stay)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from harness.data.pin import pinned
 from harness.errors import UserError
 from harness.flow.path import interpolate
 from methods.common.method import Needs
+from methods.common.routed import RoutedConfig
 from methods.common.stack import stack_of
 from methods.flow import Flow
 from methods.internal_guidance import InternalGuidance
@@ -58,6 +59,20 @@ def test_weight_of_the_flow_loss_is_the_product_of_those_of_the_terms(
     total, parts = stack.loss(pupil, given, stack.draw(STREAMS, given))
     expected = 1.5 * 0.75 * parts["flow"] + 0.5 * parts["repa"] + 0.25 * parts["internal_guidance"]
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dupa", "redi", "reg"])
+def test_weight_of_the_flow_loss_is_that_of_methods_with_their_own_loss(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = load("method", name)
+    method = made(cls)
+    pupil, given = student(method.needs(), suited(method.needs(), CONFIG)), batch(method.needs(), step=3)
+    draw = method.draw(STREAMS, given)
+    plain = method.loss(pupil, given, draw)
+    monkeypatch.setattr(cls.Config, "flow_weight", lambda self, step: 0.5 * step)
+    expected = plain.total + 0.5 * plain.parts["flow"]
+    assert method.loss(pupil, given, draw).total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_encoder_aligns_only_tokens_that_have_the_layer() -> None:
@@ -159,6 +174,16 @@ def test_stack_rejects_terms_of_which_it_would_leave_out_a_part(
 def test_settings_of_terms_are_checked_like_those_of_methods(settings: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny("method.name=repa+tread", ENCODER, *settings)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.METHODS if issubclass(load("method", name).Config, RoutedConfig)]
+)
+def test_aligned_layer_inside_a_route_has_no_given_tokens(name: str) -> None:
+    """In a route, a sample has its own number of generated tokens, so no two can be compared as a batch."""
+    with pytest.raises(UserError, match=rf"repa\+{name} does not support given tokens"):
+        tiny(f"method.name=repa+{name}", ENCODER, "data.given=top_half")
+    assert tiny(f"method.name={name}", "data.given=top_half")
 
 
 def test_term_ends_at_its_own_step() -> None:

@@ -270,7 +270,7 @@ def test_shares_raise_when_impossible(words: list[str], message: str) -> None:
 
 
 def test_dropout_needs_joint_data_and_its_defaults_keep_run_ids() -> None:
-    with pytest.raises(UserError, match="only a video with its sound has parts, and digits is image"):
+    with pytest.raises(UserError, match="a robot's demonstrations have parts, and digits is image"):
         tiny("data.audio_alone=0.1")
     plain = modal("joint")
     assert "alone" not in canonical(plain)

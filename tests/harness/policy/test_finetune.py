@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from harness.assembly.resolve import load_spec
+from harness.assembly.build import backbone_config
+from harness.assembly.frozen import is_of_further_parts
+from harness.assembly.resolve import load_spec, resolve
 from harness.backbone.initialize import initialize
+from harness.backbone.kinds import network_of
+from harness.config.tables import merge
+from harness.costs.flops import count_spec
+from harness.costs.memory import footprint
+from harness.data.open import open_dataset
 from harness.data.robot import FILE
 from harness.errors import UserError
 from harness.policy.base import Observation
@@ -20,7 +27,7 @@ from harness.policy.policy import NetworkPolicy, load_policy
 from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.state import is_of_further_parts
+from harness.train.state import shared_weights
 from harness.train.trained_run import checkpoint_of_run, drawing_of_run
 from tests.support.commands import flowrace
 from tests.support.demonstrations import demonstrations, frame, state
@@ -150,6 +157,53 @@ def test_policy_from_scratch_has_the_backbone_of_the_run(demos: Path, videos: Re
     assert not spec.start.weights and spec.backbone == load_spec(str(videos.path)).backbone
     assert spec.data.task == "push" and spec.method.name == "flow"
     assert finetune_spec("demos", demos, "push", from_scratch=True).data.chunk == 6
+
+
+def test_policy_predicts_what_the_network_of_its_source_does(demos: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source.toml"
+    source.write_text('base = "demos"\nflow.prediction = "x"\n')
+    found = finetune_spec(str(source), demos, "push", from_scratch=True, overrides=SMALL)
+    assert found.flow.prediction == "x"
+
+
+def test_start_refuses_to_lose_layers_between_blocks(demos: Path, videos: Record) -> None:
+    """A fusion of SPRINT changes the features; a second final layer only reads them."""
+    spec = finetune_spec(str(videos.path), demos, "push", overrides=SMALL)
+    model = network_of(backbone_config(spec, open_dataset(spec.data)))
+    weights, file = ema(videos), Path("start.safetensors")
+    extra = torch.zeros(1)
+    shared_weights(model, weights | {"final_layers.1.linear.bias": extra}, file)
+    for name in ("fusions.2.mask_token", "blocks.2.attn.qkv.bias"):
+        with pytest.raises(UserError, match=rf"has {name}, which this network lacks"):
+            shared_weights(model, weights | {name: extra}, file)
+
+
+def test_cost_of_frozen_features_is_that_of_what_trains(demos: Path, videos: Record) -> None:
+    """The same network and data, of which the layers of state and actions train alone."""
+    every, frozen = (
+        finetune_spec(str(videos.path), demos, "push", frozen=frozen, overrides=SMALL)
+        for frozen in (False, True)
+    )
+    model = network_of(backbone_config(frozen, open_dataset(frozen.data)))
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    new = sum(size for name, size in sizes.items() if is_of_further_parts(name))
+    costs = {spec.start.frozen: count_spec(spec) for spec in (every, frozen)}
+    assert costs[True].parameters == costs[False].parameters == sum(sizes.values())
+    # AdamW keeps two moments of what it trains.
+    assert costs[True].saved_numbers == sum(sizes.values()) + 2 * new
+    assert costs[True].per_step["optimizer"] / costs[False].per_step["optimizer"] == new / sum(sizes.values())
+    assert costs[True].per_step["student"] < costs[False].per_step["student"]
+    memory = footprint(frozen)
+    assert (memory.gradients, memory.optimizer, memory.weights) == (4 * new, 8 * new, 4 * sum(sizes.values()))
+    assert memory.peak < footprint(every).peak and footprint(frozen, 2).peak < footprint(every, 2).peak
+
+
+def test_frozen_needs_weights_and_further_parts(demos: Path) -> None:
+    scratch = finetune_spec("demos", demos, "push", from_scratch=True).model_dump(mode="json")
+    with pytest.raises(UserError, match=r"start\.frozen = true freezes the weights of"):
+        resolve(merge(scratch, {"start": {"frozen": True}}))
+    with pytest.raises(UserError, match=r"but these data \(image\) have one part; leave it out"):
+        load_spec("digits", ("start.frozen=true",))
 
 
 def test_command_names_what_is_missing(demos: Path, videos: Record, tmp_path: Path) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from harness.config.spec import FlowSpec, StartSpec
 from harness.errors import UserError
 from harness.records import checkpoint
 from harness.records.checkpoint_files import checkpoints, path_of
 from harness.records.record import Record
 from harness.runtime.distributed import join
+from harness.train.state import restore_run
+from methods.repa import Repa
+from tests.support.conformance import CONFIG
 from tests.support.forked import in_world
 from tests.support.runs import tiny, trained
 
@@ -60,6 +65,30 @@ def test_tensor_that_is_missing_unknown_or_of_another_shape_is_named(
     with pytest.raises(UserError, match=rf"step-00000004\.safetensors.*{message}"):
         trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_learned_weight_of_times_is_that_of_the_imported_file_if_it_has_one(
+    tmp_path: Path, saves: bool
+) -> None:
+    """Released files have projectors alone, and then the weight begins at zero."""
+    method = Repa.build(
+        Repa.Config(layer=1), CONFIG, encoder_dims=(24,), flow=FlowSpec(weighting="log_variance")
+    )
+    saved = {name: torch.ones_like(t) for name, t in method.state_dict().items()}
+    kept = {name: t for name, t in saved.items() if saves or not name.startswith("log_variance.")}
+    network = torch.nn.Linear(2, 2)
+    weights = {name: torch.zeros_like(t) for name, t in network.state_dict().items()}
+    file = tmp_path / "start.safetensors"
+    tensors = {f"ema.{n}": t for n, t in weights.items()} | {f"method.{n}": t for n, t in kept.items()}
+    checkpoint.save(file, tensors, {"imported": "abc", "method": "repa"})
+    start = StartSpec(weights="abc", file=str(file))
+    spec = SimpleNamespace(start=start, method=SimpleNamespace(name="repa"))
+    run = SimpleNamespace(spec=spec, model=network, ema=network, method=method, step=0)
+    restore_run(run, tmp_path / "run" / "checkpoints")  # pyright: ignore[reportArgumentType]
+    found = method.state_dict()
+    assert found.pop("log_variance.weight").eq(1.0 if saves else 0.0).all()
+    assert found and all(t.eq(1).all() for t in found.values())
 
 
 def test_run_with_a_checkpoint_that_cannot_be_read_stops_and_renames_nothing(

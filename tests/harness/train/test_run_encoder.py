@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.backbone.kinds import network_of
 from harness.backbone.network import Backbone
 from harness.backbone.times import Times
 from harness.costs.flops import count_spec
@@ -60,6 +62,19 @@ def test_features_are_the_layers_output_without_a_label(first: Record) -> None:
     times = Times.per_sample(torch.full((3,), 0.25))
     expected = net(0.75 * x + 0.25 * noised._noise, times, null, taps=(2,)).hidden[2]
     torch.testing.assert_close(noised.features(x), expected)
+
+
+@torch.no_grad()
+def test_given_tokens_of_a_noised_sample_stay_clean(first: Record) -> None:
+    """The network of a run with `data.given=top_half` never saw noise in the upper half."""
+    encoder, net, x = opened(Choice(f"run:{first.path}?layer=2&time=0.25")), network(first), samples()
+    given = network_of(replace(net.config, given=(8,)))
+    given.load_state_dict(net.state_dict())
+    encoder._network = given.eval()
+    t = torch.tensor([0.25])
+    mixed = torch.cat([x[:, :, :4], (0.75 * x + 0.25 * encoder._noise)[:, :, 4:]], dim=2)
+    expected = given(mixed, Times.per_sample(t.expand(3)), torch.full((3,), 10), taps=(2,)).hidden[2]
+    torch.testing.assert_close(encoder.features(x), expected)
 
 
 @torch.no_grad()
@@ -137,7 +152,7 @@ def test_runs_that_do_not_fit_are_rejected(first: Record, tmp_path: Path) -> Non
     ):
         opened(choice, held_out=0.6)
     dataset = open_dataset(tiny().data)
-    about = {"fingerprint": "0123", "shape": dataset.shape, "classes": 10}
+    about = {"fingerprint": "0123", "shape": dataset.shape, "classes": 10, "modality": "image"}
     with pytest.raises(
         UserError, match=r"trained on other data or latents .*fingerprint .*, these have 0123"
     ):
@@ -149,6 +164,10 @@ def test_runs_that_do_not_fit_are_rejected(first: Record, tmp_path: Path) -> Non
         RunEncoder(choice, SimpleNamespace(**about), grid=GRID, held_out=0, device=CPU)  # pyright: ignore
     with pytest.raises(UserError, match="has a grid of 4x4 tokens, but the backbone has 2x2"):
         open_encoder(choice, dataset, grid=(2, 2), held_out=0.5, device=CPU)
+    for grid in ((2, 2), (4,), (2, 4, 4)):
+        has = f"has a grid of 4x4 tokens, but the backbone has {'x'.join(map(str, grid))};"
+        with pytest.raises(UserError, match=has):
+            RunEncoder.architecture_of(choice, dataset, grid)
     with pytest.raises(
         UserError, match="stores features of pictures, but run: reads the samples of each step"
     ):
