@@ -45,7 +45,7 @@ class Conditions:
     """Names of the stages that are recorded, the last of several being `both`."""
     horizon: int
     policy: str
-    """Identity of the policy: a run and its step, `expert`, `random`, or `replay` and its demonstrations."""
+    """Identity of the policy: a run and its step, `expert`, `random`, or `replay` and a hash of actions."""
     first: int
     """Seed of the first start; the others follow."""
     noise: int

@@ -18,14 +18,13 @@ from harness.environments.play import Actor, Expert, play
 from harness.errors import UserError
 from harness.policy.base import Policy
 from harness.records.rollouts import Conditions, Episode, Rollout, read_rollout, recording
-from harness.rollouts.actors import NetworkActor, RandomActor, ReplayActor
+from harness.rollouts.actors import NetworkActor, RandomActor, ReplayActor, actions_digest, check_demos
 from metrics.intervals import of_replicates, share
 from metrics.value import Value
 
 FIRST, NOISE = MOST_EPISODES, 0
 """Seed of the first start, after those of all demonstrations, and the seed of the noise."""
 BATCH = 50
-CHECKS = ("expert", "random", "replay")
 Actors = Callable[[Sequence[int]], Actor]
 """A function from the seeds of the episodes to what acts in them."""
 
@@ -53,8 +52,12 @@ def random_acting(task: Task) -> Acting:
 
 
 def replay_acting(task: Task, demos: Path) -> Acting:
-    """Return the recorded actions of demonstrations, at their starts."""
-    return Acting("replay", lambda seeds: ReplayActor(demos, task, seeds), first=0)
+    """Return the recorded actions of demonstrations, at their starts.
+
+    They are identified by their hash. Raises `UserError` if the folder holds none of the task.
+    """
+    check_demos(demos, task)
+    return Acting(f"replay/{actions_digest(demos)}", lambda seeds: ReplayActor(demos, task, seeds), first=0)
 
 
 def policy_acting(policy: Policy, name: str, task: Task, batch: int) -> Acting:

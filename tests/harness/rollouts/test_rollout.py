@@ -31,6 +31,7 @@ from harness.rollouts.rollout import (
 )
 from harness.runtime.random_streams import Streams
 from tests.support.commands import flowrace
+from tests.support.demonstrations import write
 from tests.support.forked import die, in_child
 
 TASK, BATCH = "open-and-place:open", 4
@@ -218,7 +219,18 @@ def test_checks_have_their_known_results(tmp_path: Path) -> None:
         roll_out(environments, replay_acting(task, tmp_path / "demos"), 6, tmp_path / "replay", BATCH)
     other = open_task("open-and-place").task
     with pytest.raises(UserError, match="not of task 'open-and-place'"):
-        replay_acting(other, tmp_path / "demos").actors(range(1))
+        replay_acting(other, tmp_path / "demos")
+
+
+def test_replays_of_other_actions_are_other_policies(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    task = open_task(TASK).task
+    (tmp_path / "meta" / "recipe.json").write_text(json.dumps({"task": task.name, "version": task.version}))
+    names = []
+    for last in (0.0, 0.0, 1.0):
+        write(tmp_path, {"action": [[0.0, 0.0, 0.5], [0.0, 0.0, last]]}, "episode_000000")
+        names.append(replay_acting(task, tmp_path).name)
+    assert names[0] == names[1] != names[2]
 
 
 def test_task_without_an_expert_is_an_error() -> None:
