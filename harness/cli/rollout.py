@@ -88,12 +88,16 @@ def rollout(
     for file, suffix, option in ((strip, ".png", "--strip"), (film, ".mp4", "--film")):
         _check_picture(file, suffix, option)
     environments = open_task(name)
+    if strip is not None or film is not None:
+        from harness.rollouts.pictures import check_frames
+
+        check_frames(environments.task)
     acting, usual = _acting(policy, environments.task, step, batch)
     key = conditions_of(environments.task, acting, batch).key
     folder = (out or usual) / f"{name.replace(':', '-')}-{key}"
     with progress_bar(count, "episodes", hidden=as_json) as advance:
         found = roll_out(environments, acting, count, folder, batch, advance)
-    _draw(environments, acting, strip, film, min(shown, count))
+    _draw(environments, acting, strip, film, min(shown, count), batch)
     _print(found, policy, folder, as_json)
 
 
@@ -133,14 +137,19 @@ def _run_acting(run: Path, task: Task, step: int | None, batch: int) -> Acting:
 
 
 def _draw(
-    environments: Environments, acting: Acting, strip: Path | None, film: Path | None, shown: int
+    environments: Environments,
+    acting: Acting,
+    strip: Path | None,
+    film: Path | None,
+    shown: int,
+    batch: int,
 ) -> None:
     if strip is None and film is None:
         return
     from harness.files.files import write_atomic, writing
     from harness.rollouts.pictures import film_episodes, film_mp4, strip_png
 
-    episodes = film_episodes(environments, acting, shown)
+    episodes = film_episodes(environments, acting, shown, batch)
     if strip is not None:
         with writing(strip):
             write_atomic(strip, strip_png(episodes))
