@@ -122,18 +122,23 @@ def _acting(policy: str, task: Task, step: int | None, batch: int) -> tuple[Acti
 
 
 def _run_acting(run: Path, task: Task, step: int | None, batch: int) -> Acting:
-    """Return the policy of a run, named by run, step and weights."""
+    """Return the policy of a run, named by run, step and EMA weights."""
     if not run.is_dir():
         raise UserError(f"'{run}' is no run directory; give RUN, expert, random or replay:DEMOS")
+    from harness.records import checkpoint
+    from harness.records.checkpoint_files import step_of
     from harness.rollouts.rollout import policy_acting
     from harness.runtime.environment import prepare
+    from harness.train.state import start_digest
     from harness.train.trained_run import checkpoint_of_run, spec_of_run
-    from metrics.files.hashing import file_sha256
 
     prepare(spec_of_run(run, ()).runtime.threads)
-    weights = checkpoint_of_run(run, step)
-    name = f"{run.resolve().name}/{weights.stem}/{file_sha256(weights)[:16]}"
-    return policy_acting(importlib.import_module(POLICY).load_policy(run, step), name, task, batch)
+    # Resolved once, because a run that is still training may write another checkpoint meanwhile.
+    file = checkpoint_of_run(run, step)
+    policy = importlib.import_module(POLICY).load_policy(run, step_of(file))
+    weights = start_digest(checkpoint.load(file).part("ema"))
+    name = f"{run.resolve().name}/{file.stem}/{weights[:16]}"
+    return policy_acting(policy, name, task, batch)
 
 
 def _draw(

@@ -12,7 +12,9 @@ import torch
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.initialize import initialize
+from harness.cli.rollout import _run_acting
 from harness.data.robot import FILE
+from harness.environments.base import open_task
 from harness.errors import UserError
 from harness.policy.base import Observation
 from harness.policy.finetune import finetune_spec
@@ -20,7 +22,7 @@ from harness.policy.policy import NetworkPolicy, load_policy
 from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.state import is_of_further_parts
+from harness.train.state import is_of_further_parts, start_digest
 from harness.train.trained_run import checkpoint_of_run, drawing_of_run
 from tests.support.commands import flowrace
 from tests.support.demonstrations import demonstrations, frame, state
@@ -194,6 +196,22 @@ def test_observation_of_another_size_is_refused(tuned: Record) -> None:
             policy.act({**observed(), **changed}, noise)  # pyright: ignore[reportArgumentType]
     resizing: NetworkPolicy = replace(policy, resizes=True)
     assert resizing.act({**observed(), "image": larger}, noise).shape == (3, 3, 3)
+
+
+def test_identity_of_a_policy_is_that_of_its_weights(tuned: Record, tmp_path: Path) -> None:
+    """Two files of the same EMA, of which one has the state of training too, give one identity."""
+    task = open_task("open-and-place:open").task
+    moved = tmp_path / tuned.path.name
+    shutil.copytree(tuned.path, moved)
+    whole = _run_acting(moved, task, None, 2)
+    file = checkpoint_of_run(moved, None)
+    loaded = checkpoint.load(file)
+    ema_only = {f"ema.{name}": tensor for name, tensor in loaded.part("ema").items()}
+    checkpoint.save(file, ema_only, loaded.meta)
+    alone = _run_acting(moved, task, None, 2)
+    assert alone.name == whole.name
+    assert whole.name == f"{moved.name}/{file.stem}/{start_digest(ema(tuned))[:16]}"
+    assert _run_acting(moved, task, 1, 2).name != whole.name
 
 
 def test_samples_of_a_policy_are_refused(tuned: Record) -> None:
