@@ -37,6 +37,8 @@ class Acting:
     """Its identity, for the record."""
     actors: Actors
     first: int = FIRST
+    device: str = ""
+    """Kind of device of a network; empty without one."""
 
 
 def expert_acting(task: Task) -> Acting:
@@ -61,13 +63,23 @@ def replay_acting(task: Task, demos: Path) -> Acting:
 
 
 def policy_acting(policy: Policy, name: str, task: Task, batch: int) -> Acting:
-    """Return a network's policy. Raises `UserError` if its actions are not those of the task."""
+    """Return a network's policy.
+
+    Raises `UserError` if its actions are not those of the task, or if it needs frames and the task has none.
+    """
     if policy.action_size != len(task.actions):
         raise UserError(
             f"the policy has {policy.action_size} numbers in an action, but task '{task.name}' takes "
             f"{len(task.actions)} ({', '.join(task.actions)}); fine-tune on demonstrations of this task"
         )
-    return Acting(name, lambda seeds: NetworkActor(policy, seeds, batch, NOISE))
+    if policy.observes_frames and not task.frame[0]:
+        raise UserError(
+            f"the policy observes frames, but task '{task.name}' draws none on this machine; install OSMesa "
+            "(apt install libosmesa6) or EGL (apt install libegl1), or fine-tune with --set "
+            "data.image_key=none"
+        )
+    actors = lambda seeds: NetworkActor(policy, seeds, batch, NOISE)  # noqa: E731
+    return Acting(name, actors, device=policy.device_kind)
 
 
 def conditions_of(task: Task, acting: Acting, batch: int) -> Conditions:
@@ -80,6 +92,7 @@ def conditions_of(task: Task, acting: Acting, batch: int) -> Conditions:
         first=acting.first,
         noise=NOISE,
         batch=batch,
+        device=acting.device,
     )
 
 

@@ -203,15 +203,23 @@ def test_identity_of_a_policy_is_that_of_its_weights(tuned: Record, tmp_path: Pa
     task = open_task("open-and-place:open").task
     moved = tmp_path / tuned.path.name
     shutil.copytree(tuned.path, moved)
-    whole = _run_acting(moved, task, None, 2)
+    whole = _run_acting(moved, task, None, 2, None)
     file = checkpoint_of_run(moved, None)
     loaded = checkpoint.load(file)
     ema_only = {f"ema.{name}": tensor for name, tensor in loaded.part("ema").items()}
     checkpoint.save(file, ema_only, loaded.meta)
-    alone = _run_acting(moved, task, None, 2)
+    alone = _run_acting(moved, task, None, 2, None)
     assert alone.name == whole.name
     assert whole.name == f"{moved.name}/{file.stem}/{start_digest(ema(tuned))[:16]}"
-    assert _run_acting(moved, task, 1, 2).name != whole.name
+    assert _run_acting(moved, task, 1, 2, None).name != whole.name
+
+
+def test_policy_acts_on_the_device_of_its_run(tuned: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = load_spec(str(tuned.path), ("runtime.device=cuda:99",))
+    monkeypatch.setattr("harness.policy.policy.load_spec", lambda path: elsewhere)
+    with pytest.raises(UserError, match=r"runtime\.device = 'cuda:99' cannot be used"):
+        load_policy(tuned.path)
+    assert load_policy(tuned.path, device="cpu").device_kind == "cpu"
 
 
 def test_samples_of_a_policy_are_refused(tuned: Record) -> None:
