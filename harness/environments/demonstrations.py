@@ -3,7 +3,8 @@
     data/chunk-000/episode_000000.parquet   one row a step: observation, action, reward, success
     meta/recipe.json       task, its version and the first seed; written first
     meta/episodes.jsonl    length of every episode; tasks.jsonl and episodes_stats.jsonl are LeRobot's
-    meta/info.json         features with shapes and names, task, stages; written last, for complete sets
+    meta/info.json         features with shapes and names, task, stages; written last, for complete sets, and
+                           removed before episodes are added
 
 Episode i begins at the start of seed i. Every file is written atomically, so an interrupted command can be
 repeated, and a set can be continued to more episodes.
@@ -52,6 +53,9 @@ def write_demonstrations(
         (out / "meta").mkdir(parents=True, exist_ok=True)
         with held(out / LOCK, f"{out}"):
             _check_recipe(out, task, count)
+            if not all(episode_file(out, index).exists() for index in range(count)):
+                # A set without it is incomplete, which readers refuse.
+                (out / INFO).unlink(missing_ok=True)
             facts = []
             for index, content in _episodes(environments, count, out):
                 file = episode_file(out, index)
