@@ -273,7 +273,7 @@ def _with_videos(
     found = {}
     for number, episode in episodes.items():
         if places is None:
-            chunk = number // max(1, _number(info, "chunks_size", 1000))
+            chunk = number // max(1, int(_number(info, "chunks_size", 1000)))
             video = root / "videos" / f"chunk-{chunk:03d}" / image / f"episode_{number:06d}.mp4"
             frames = Frames(video=video)
         elif number in places:
