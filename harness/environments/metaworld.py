@@ -16,11 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.environments.base import Environment, Environments, Singles, Task
+from harness.environments.base import Environment, Environments, Singles, Task, installed
 from harness.environments.rendering import FrameDrawer, choose_backend, frame_drawer
-from harness.errors import UserError
-from metrics.files.media import package
-from metrics.value import MetricError
 
 DRAWER, PICK = "drawer-open-v3", "pick-place-v3"
 STAGES = {DRAWER: "opened", PICK: "placed"}
@@ -58,10 +55,7 @@ class MetaWorld:
 def _module(name: str) -> ModuleType:
     """Return a module of Meta-World. Raises `UserError` with the command that installs it."""
     choose_backend()
-    try:
-        package("metaworld", "metaworld")
-    except MetricError as error:
-        raise UserError(str(error)) from error
+    installed("metaworld", "metaworld")
     return importlib.import_module(f"metaworld.{name}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.environments.base import Environments, Task
+from harness.environments.base import Environments, Task, no_expert
 from harness.environments.demonstrations import MOST_EPISODES
 from harness.environments.play import Actor, Expert, play
 from harness.errors import UserError
@@ -44,7 +44,7 @@ class Acting:
 def expert_acting(task: Task) -> Acting:
     """Return the task's scripted expert. Raises `UserError` if it has none."""
     if not task.expert:
-        raise UserError(f"task '{task.name}' has no scripted expert; give a run, random or replay:DEMOS")
+        raise no_expert(task)
     return Acting("expert", lambda seeds: Expert())
 
 

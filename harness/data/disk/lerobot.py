@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from harness.environments.demonstrations import INFO, RECIPE
+from harness.environments.episode_file import ACTION, ENVIRONMENT, EPISODE, IMAGE, STATE, STEP
 from harness.errors import UserError
 from harness.files.files import read_text
 from harness.files.parse import parse_json
@@ -25,8 +26,6 @@ from metrics.files.parquet_files import bounded_table, parquet_files, schema_of
 from metrics.value import MetricError
 
 EXPECTED = "a folder of demonstrations in LeRobot's layout, with data/*/*.parquet and meta/info.json"
-EPISODE, STEP, ACTION = "episode_index", "frame_index", "action"
-STATE, ENVIRONMENT, IMAGE = "observation.state", "observation.environment_state", "observation.image"
 WIDEST = 4096
 """Most numbers of a state or an action."""
 
