@@ -42,6 +42,7 @@ class SitPolicy:
     """Chunks of actions from Euler samples of a SiT, which start at the frame plus noise."""
 
     chunk, action_size, noise_shape = 6, 3, (3, SIDE, SIDE)
+    observes_frames, device_kind = True, "cpu"
 
     def __init__(self, size: str, steps: int) -> None:
         self._model, self._steps = SiT(SiTConfig(SIZES[size], 4, self.noise_shape, 1)), steps

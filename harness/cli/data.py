@@ -12,7 +12,7 @@ import click
 from harness.cli.data_demos import demos
 from harness.cli.data_import import import_
 from harness.cli.data_rae import rae
-from harness.cli.data_source import source_spec
+from harness.cli.data_source import Use, source_spec
 from harness.config.options import JSON_OPTION, set_option
 
 ENCODE_EPILOG = """\b
@@ -26,6 +26,7 @@ Example:
 Under torchrun, the processes split the shards between them.
 """
 
+ENCODING = Use("encoding", {"flip": "give --flip to encode mirrored pictures too"})
 
 PREPARE_EPILOG = """\b
 Example:
@@ -103,7 +104,7 @@ def encode(
     from harness.runtime.environment import prepare
 
     family, _, weights = codec.partition(":")
-    spec = source_spec(source, overrides, registry.load("codec", family).modalities[0])
+    spec = source_spec(source, overrides, registry.load("codec", family).modalities[0], ENCODING)
     prepare(0)
     with join(device) as world:
         dataset = open_dataset(spec)

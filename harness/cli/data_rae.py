@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
-from harness.cli.data_source import source_spec
+from harness.cli.data_source import Use, source_spec
 from harness.config.options import JSON_OPTION, examples, set_option
 from harness.errors import UserError
+
+DECODER = Use("the decoder", {"held_out": "give --held-out to keep a share of the images from it"})
 
 
 @click.command(
@@ -95,10 +97,10 @@ def rae(
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out")
-    spec = source_spec(source, overrides, "image")
+    spec = source_spec(source, overrides, "image", DECODER)
     prepare(0)
     recipe = Recipe(grid, decoder, steps, batch, learning_rate, noise, held_out)
-    with progress_bar(steps, "steps") as advance:
+    with progress_bar(steps, "steps", hidden=as_json) as advance:
         choice = Choice(encoder, weights)
         trained = train(choice, open_dataset(spec), recipe, pick_device(device), advance)
     save(trained, out, weights)

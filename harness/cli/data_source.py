@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
 
 
-def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
+@dataclass(frozen=True)
+class Use:
+    """The use of a source by a command, for errors about fields that only training on its result reads."""
+
+    what: str
+    """For example `encoding`."""
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """The option to give instead of a field of the data."""
+
+
+def source_spec(source: str, overrides: tuple[str, ...], modality: str, use: Use) -> Any:
     """Return the `DataSpec` of SRC: a data set, or a path whose files have the codec's modality."""
     from harness.assembly.data_fields import check_fields
     from harness.config import registry
@@ -35,24 +47,20 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
         raise UserError(
             f"SRC {source}: latents are already encoded; give the data set that they were encoded from"
         )
-    _check_training_fields(spec)
+    _check_training_fields(spec, use)
     dataset = registry.load("dataset", spec.name)
     check_fields(spec, dataset, dataset.modality)
     return spec
 
 
-def _check_training_fields(spec: Any) -> None:
+def _check_training_fields(spec: Any, use: Use) -> None:
     """Raise `UserError` if a field is set that only training reads."""
-    for name, instead in (
-        ("flip", "give --flip to encode mirrored pictures too"),
-        ("held_out", "leave it out"),
-        ("workers", "leave it out"),
-    ):
+    for name in ("flip", "held_out", "workers"):
         value = getattr(spec, name)
         if value != type(spec).model_fields[name].default:
             raise UserError(
-                f"data.{name} = {json.dumps(value)} applies to training on the latents, not to encoding; "
-                f"{instead}"
+                f"data.{name} = {json.dumps(value)} applies to training on the latents, not to {use.what}; "
+                f"{use.instead.get(name, 'leave it out')}"
             )
 
 

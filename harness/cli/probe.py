@@ -29,6 +29,8 @@ OPTIONS = {
     "method.encoder.weights": "--weights",
 }
 """Field of a spec in an encoder's error text -> option of this command."""
+TIME = 0.25
+"""Noise level of the inputs by default."""
 MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
 
 
@@ -63,9 +65,7 @@ Example:
 @click.option(
     "--time",
     type=click.FloatRange(0, 1),
-    default=0.25,
-    show_default=True,
-    help="Noise level of the inputs: 0 is clean, 1 is noise.",
+    help=f"Noise level of the inputs: 0 is clean, 1 is noise. Default: {TIME:g}.",
 )
 @click.option(
     "--samples",
@@ -91,7 +91,7 @@ def probe(
     weights: str,
     download: bool,
     classifier: str,
-    time: float,
+    time: float | None,
     samples: int,
     control: bool,
     all_steps: bool,
@@ -129,8 +129,13 @@ def probe(
         raise UserError("--all-steps requires --control; use --step to choose a checkpoint")
     if prompts:
         _check_no_encoder_options(name, weights, download, classifier, "--prompts", control)
+        if time is not None:
+            raise UserError(
+                f"--time {time:g} applies to layers, but --prompts measures samples; remove one of the two"
+            )
         _probe_prompts(path, step, samples, overrides, as_json)
         return
+    time = TIME if time is None else time
     if control:
         _check_no_encoder_options(name, weights, download, classifier, "--control")
         _probe_control(path, step, all_steps, time, samples, overrides, as_json)

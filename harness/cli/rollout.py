@@ -51,6 +51,11 @@ See also: flowrace list tasks
     "--batch", type=click.IntRange(1, 1000), default=50, show_default=True, help="Environments per batch."
 )
 @click.option(
+    "--device",
+    metavar="DEVICE",
+    help="Device of a run: auto, cpu, cuda or cuda:N. Default: its runtime.device.",
+)
+@click.option(
     "--strip", type=click.Path(path_type=Path, dir_okay=False), help="Film strip of episodes to write (.png)."
 )
 @click.option(
@@ -67,6 +72,7 @@ def rollout(
     out: Path | None,
     step: int | None,
     batch: int,
+    device: str | None,
     strip: Path | None,
     film: Path | None,
     shown: int,
@@ -88,12 +94,16 @@ def rollout(
     for file, suffix, option in ((strip, ".png", "--strip"), (film, ".mp4", "--film")):
         _check_picture(file, suffix, option)
     environments = open_task(name)
-    acting, usual = _acting(policy, environments.task, step, batch)
+    if strip is not None or film is not None:
+        from harness.rollouts.pictures import check_frames
+
+        check_frames(environments.task)
+    acting, usual = _acting(policy, environments.task, step, batch, device)
     key = conditions_of(environments.task, acting, batch).key
     folder = (out or usual) / f"{name.replace(':', '-')}-{key}"
     with progress_bar(count, "episodes", hidden=as_json) as advance:
         found = roll_out(environments, acting, count, folder, batch, advance)
-    _draw(environments, acting, strip, film, min(shown, count))
+    _draw(environments, acting, strip, film, min(shown, count), batch)
     _print(found, policy, folder, as_json)
 
 
@@ -102,45 +112,59 @@ def _check_picture(file: Path | None, suffix: str, option: str) -> None:
         raise UserError(f"{option} {file}: give a file that ends in {suffix}, in an existing folder")
 
 
-def _acting(policy: str, task: Task, step: int | None, batch: int) -> tuple[Acting, Path]:
+def _acting(policy: str, task: Task, step: int | None, batch: int, device: str | None) -> tuple[Acting, Path]:
     """Return what acts, and the usual folder of its records."""
     from harness.rollouts.rollout import expert_acting, random_acting, replay_acting
 
-    if step is not None and (policy in ("expert", "random") or policy.startswith("replay:")):
-        raise UserError(f"--step {step} chooses a checkpoint of a run, and '{policy}' is none; leave it out")
+    if policy in ("expert", "random") or policy.startswith("replay:"):
+        for option, value, of in (("--step", step, "a checkpoint"), ("--device", device, "the device")):
+            if value is not None:
+                raise UserError(
+                    f"{option} {value} chooses {of} of a run, and '{policy}' is none; leave it out"
+                )
     if policy == "expert":
         return expert_acting(task), Path("rollouts")
     if policy == "random":
         return random_acting(task), Path("rollouts")
     if policy.startswith("replay:"):
         return replay_acting(task, Path(policy.removeprefix("replay:"))), Path("rollouts")
-    return _run_acting(Path(policy), task, step, batch), Path(policy) / "rollouts"
+    return _run_acting(Path(policy), task, step, batch, device), Path(policy) / "rollouts"
 
 
-def _run_acting(run: Path, task: Task, step: int | None, batch: int) -> Acting:
-    """Return the policy of a run, named by run, step and weights."""
+def _run_acting(run: Path, task: Task, step: int | None, batch: int, device: str | None) -> Acting:
+    """Return the policy of a run, named by run, step and EMA weights."""
     if not run.is_dir():
         raise UserError(f"'{run}' is no run directory; give RUN, expert, random or replay:DEMOS")
+    from harness.records import checkpoint
+    from harness.records.checkpoint_files import step_of
     from harness.rollouts.rollout import policy_acting
     from harness.runtime.environment import prepare
+    from harness.train.state import start_digest
     from harness.train.trained_run import checkpoint_of_run, spec_of_run
-    from metrics.files.hashing import file_sha256
 
     prepare(spec_of_run(run, ()).runtime.threads)
-    weights = checkpoint_of_run(run, step)
-    name = f"{run.resolve().name}/{weights.stem}/{file_sha256(weights)[:16]}"
-    return policy_acting(importlib.import_module(POLICY).load_policy(run, step), name, task, batch)
+    # Resolved once, because a run that is still training may write another checkpoint meanwhile.
+    file = checkpoint_of_run(run, step)
+    policy = importlib.import_module(POLICY).load_policy(run, step_of(file), device)
+    weights = start_digest(checkpoint.load(file).part("ema"))
+    name = f"{run.resolve().name}/{file.stem}/{weights[:16]}"
+    return policy_acting(policy, name, task, batch)
 
 
 def _draw(
-    environments: Environments, acting: Acting, strip: Path | None, film: Path | None, shown: int
+    environments: Environments,
+    acting: Acting,
+    strip: Path | None,
+    film: Path | None,
+    shown: int,
+    batch: int,
 ) -> None:
     if strip is None and film is None:
         return
     from harness.files.files import write_atomic, writing
     from harness.rollouts.pictures import film_episodes, film_mp4, strip_png
 
-    episodes = film_episodes(environments, acting, shown)
+    episodes = film_episodes(environments, acting, shown, batch)
     if strip is not None:
         with writing(strip):
             write_atomic(strip, strip_png(episodes))

@@ -19,6 +19,8 @@ from harness.data.dataset import Sample
 FILE = "policy.json"
 """The file of a run directory with the layout."""
 QUANTILES = (0.01, 0.99)
+CONSTANT = 1e-6
+"""Half of a range, relative to its centre or to 1, up to which a number is constant; float32 has less."""
 CHUNK = 6
 """Actions of a chunk (Self-Flow App. E)."""
 Axis = Annotated[int, Field(ge=1, le=2**16)]
@@ -56,8 +58,8 @@ class Scale(BaseModel):
 
     def _centre_and_half(self) -> tuple[np.ndarray, np.ndarray]:
         low, high = np.array(self.low), np.array(self.high)
-        half = (high - low) / 2
-        return (low + high) / 2, np.where(half > 0, half, 1.0)
+        centre, half = (low + high) / 2, (high - low) / 2
+        return centre, np.where(half > CONSTANT * np.maximum(1.0, np.abs(centre)), half, 1.0)
 
 
 class RobotLayout(BaseModel):

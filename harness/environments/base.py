@@ -14,6 +14,8 @@ import numpy as np
 
 from harness.config import registry
 from harness.errors import UserError, unknown
+from metrics.files.media import package
+from metrics.value import MetricError
 
 # `image` uint8 (B, H, W, 3), empty if the task draws no frames, and `state` float32 (B, S). Tasks whose state
 # is only the robot's own also have `environment_state` float32 (B, E), the rest of the simulation.
@@ -193,6 +195,19 @@ def open_task(name: str) -> Environments:
 
 def _full(family: str, variant: str) -> str:
     return f"{family}:{variant}" if variant else family
+
+
+def installed(name: str, extra: str) -> None:
+    """Import the package of a simulator. Raises `UserError` with the command that installs it."""
+    try:
+        package(name, extra)
+    except MetricError as error:
+        raise UserError(str(error)) from error
+
+
+def no_expert(task: Task, instead: str = "give a run, random or replay:DEMOS") -> UserError:
+    """Return the error of a task without a scripted expert."""
+    return UserError(f"task '{task.name}' has no scripted expert; {instead}")
 
 
 def check_actions(actions: np.ndarray, task: Task) -> np.ndarray:

@@ -3,7 +3,8 @@
     data/chunk-000/episode_000000.parquet   one row a step: observation, action, reward, success
     meta/recipe.json       task, its version and the first seed; written first
     meta/episodes.jsonl    length of every episode; tasks.jsonl and episodes_stats.jsonl are LeRobot's
-    meta/info.json         features with shapes and names, task, stages; written last, for complete sets
+    meta/info.json         features with shapes and names, task, stages; written last, for complete sets, and
+                           removed before episodes are added
 
 Episode i begins at the start of seed i. Every file is written atomically, so an interrupted command can be
 repeated, and a set can be continued to more episodes.
@@ -18,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.environments.base import Environments, Observation, Task
-from harness.environments.episode_file import Steps, episode_bytes, episode_facts, features
+from harness.environments.base import Environments, Observation, Task, no_expert
+from harness.environments.episode_file import EPISODE, Steps, episode_bytes, episode_facts, features
 from harness.environments.play import Expert, Moment, play
 from harness.errors import UserError
 from harness.files.files import held, read_text, write_atomic, writing
@@ -45,13 +46,14 @@ def write_demonstrations(
     """
     task = environments.task
     if not task.expert:
-        raise UserError(
-            f"task '{task.name}' has no scripted expert; train on recorded demonstrations in LeRobot's layout"
-        )
+        raise no_expert(task, "train on recorded demonstrations in LeRobot's layout")
     with writing(out):
         (out / "meta").mkdir(parents=True, exist_ok=True)
         with held(out / LOCK, f"{out}"):
             _check_recipe(out, task, count)
+            if not all(episode_file(out, index).exists() for index in range(count)):
+                # A set without it is incomplete, which readers refuse.
+                (out / INFO).unlink(missing_ok=True)
             facts = []
             for index, content in _episodes(environments, count, out):
                 file = episode_file(out, index)
@@ -131,10 +133,9 @@ def _played(environments: Environments, seeds: Sequence[int]) -> dict[int, Steps
 def _write_meta(out: Path, task: Task, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     lengths = [one["length"] for one in facts]
     episodes = [
-        {"episode_index": index, "tasks": [task.name], "length": length}
-        for index, length in enumerate(lengths)
+        {EPISODE: index, "tasks": [task.name], "length": length} for index, length in enumerate(lengths)
     ]
-    stats = [{"episode_index": index, "stats": one["stats"]} for index, one in enumerate(facts)]
+    stats = [{EPISODE: index, "stats": one["stats"]} for index, one in enumerate(facts)]
     _write_lines(out / "meta" / "tasks.jsonl", [{"task_index": 0, "task": task.name}])
     _write_lines(out / "meta" / "episodes.jsonl", episodes)
     _write_lines(out / "meta" / "episodes_stats.jsonl", stats)

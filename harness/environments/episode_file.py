@@ -20,12 +20,11 @@ from metrics.value import MetricError
 
 FACTS = b"flowrace"
 """Key of the facts in the file's metadata."""
-IMAGE, STATE, ENVIRONMENT, ACTION = (
-    "observation.image",
-    "observation.state",
-    "observation.environment_state",
-    "action",
-)
+EPISODE, STEP, ACTION = "episode_index", "frame_index", "action"
+STATE, ENVIRONMENT, IMAGE = "observation.state", "observation.environment_state", "observation.image"
+REWARD, DONE, SUCCESS, TIME = "next.reward", "next.done", "next.success", "timestamp"
+ROW, TASK = "index", "task_index"
+"""Columns of LeRobot's layout."""
 
 
 @dataclass
@@ -66,8 +65,8 @@ def features(task: Task) -> dict[str, Any]:
         if numbers:
             found[column] = {"dtype": "float32", "shape": [len(numbers)], "names": list(numbers)}
     found[ACTION] = {"dtype": "float32", "shape": [len(task.actions)], "names": list(task.actions)}
-    others = {"next.reward": "float32", "next.done": "bool", "next.success": "bool", "timestamp": "float32"}
-    others |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
+    others = {REWARD: "float32", DONE: "bool", SUCCESS: "bool", TIME: "float32"}
+    others |= dict.fromkeys((STEP, EPISODE, ROW, TASK), "int64")
     return found | {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in others.items()}
 
 
@@ -88,13 +87,13 @@ def episode_bytes(steps: Steps, index: int, first: int) -> bytes:
         columns[IMAGE] = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     for name, values in vectors.items():
         columns[name] = pa.array(list(values), pa.list_(pa.float32()))
-    columns["next.reward"] = pa.array(steps.rewards, pa.float32())
-    columns["next.done"], columns["next.success"] = pa.array(steps.done), pa.array(steps.success)
-    columns["timestamp"] = pa.array(np.arange(length) / steps.task.frames_per_second, pa.float32())
-    columns["frame_index"] = pa.array(np.arange(length))
-    columns["episode_index"] = pa.array(np.full(length, index))
-    columns["index"] = pa.array(first + np.arange(length))
-    columns["task_index"] = pa.array(np.zeros(length, dtype=np.int64))
+    columns[REWARD] = pa.array(steps.rewards, pa.float32())
+    columns[DONE], columns[SUCCESS] = pa.array(steps.done), pa.array(steps.success)
+    columns[TIME] = pa.array(np.arange(length) / steps.task.frames_per_second, pa.float32())
+    columns[STEP] = pa.array(np.arange(length))
+    columns[EPISODE] = pa.array(np.full(length, index))
+    columns[ROW] = pa.array(first + np.arange(length))
+    columns[TASK] = pa.array(np.zeros(length, dtype=np.int64))
     facts = {"length": length, "success": steps.success[-1], "stages": steps.stages}
     facts["stats"] = {name: _stats(values) for name, values in vectors.items()}
     if frames.size:

@@ -16,17 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from harness.environments.base import Environment, Environments, Singles, Task
+from harness.environments.base import Environment, Environments, Singles, Task, installed
 from harness.environments.rendering import FrameDrawer, choose_backend, frame_drawer
-from harness.errors import UserError
-from metrics.files.media import package
-from metrics.value import MetricError
 
 DRAWER, PICK = "drawer-open-v3", "pick-place-v3"
 STAGES = {DRAWER: "opened", PICK: "placed"}
 SEQUENCE = f"{DRAWER}+{PICK}"
 HORIZON = 500
-"""Steps that Meta-World allows in an episode."""
+"""Steps of an episode by default in Meta-World, for each scene."""
 FRAMES_PER_SECOND = 80
 CAMERA = "corner4"
 OBJECTS = tuple(f"object_{number}" for number in range(14))
@@ -58,10 +55,7 @@ class MetaWorld:
 def _module(name: str) -> ModuleType:
     """Return a module of Meta-World. Raises `UserError` with the command that installs it."""
     choose_backend()
-    try:
-        package("metaworld", "metaworld")
-    except MetricError as error:
-        raise UserError(str(error)) from error
+    installed("metaworld", "metaworld")
     return importlib.import_module(f"metaworld.{name}")
 
 
@@ -90,7 +84,7 @@ def _task(name: str, stages: Sequence[str], frame: tuple[int, int, int]) -> Task
 class Scene:
     """One scene of Meta-World with its scripted expert."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, horizon: int = HORIZON) -> None:
         # Any: an environment and a policy of Meta-World.
         self._env: Any = _class_of(name)()
         self._policy: Any = _module("policies").ENV_POLICY_MAP[name]()
@@ -99,6 +93,8 @@ class Scene:
         self._env.seeded_rand_vec, self._env._freeze_rand_vec = True, False
         self._env._set_task_called, self._env._partially_observable = True, False
         vars(self._env).pop("sawyer_observation_space", None)
+        # After its own limit a step raises, but a scene of a sequence may take the time of all of them.
+        self._env.max_path_length = horizon
         self._drawer: FrameDrawer | None = _drawer_of(name)
         self._seen, self._success = np.zeros(len(STATE)), False
         self.task = _task(name, [STAGES[name]], self._drawer.shape if self._drawer else (0, 0, 3))
@@ -143,7 +139,7 @@ class InSequence:
     """Scenes one after the other: each begins when the one before it has succeeded."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._scenes: list[Environment] = [Scene(name) for name in names]
+        self._scenes: list[Environment] = [Scene(name, HORIZON * len(names)) for name in names]
         stages = [STAGES[name] for name in names]
         self.task = _task("+".join(names), stages, self._scenes[0].task.frame)
         self._seed, self._done = 0, 0

@@ -14,10 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.environments.base import Environments, Singles, Task
-from harness.errors import UserError
-from metrics.files.media import package
-from metrics.value import MetricError
+from harness.environments.base import Environments, Singles, Task, installed, no_expert
 
 SIDE, FIELD = 96, 512.0
 
@@ -73,13 +70,10 @@ class PushT:
         return (self._success,)
 
     def expert(self) -> np.ndarray:
-        raise UserError("task 'pusht' has no scripted expert; give a run, random or replay:DEMOS")
+        raise no_expert(self.task)
 
 
 # Any: the module of gym-pusht.
 def _module() -> Any:
-    try:
-        package("gym_pusht", "pusht")
-    except MetricError as error:
-        raise UserError(str(error)) from error
+    installed("gym_pusht", "pusht")
     return importlib.import_module("gym_pusht.envs")

@@ -34,6 +34,16 @@ class Policy(Protocol):
         ...
 
     @property
+    def observes_frames(self) -> bool:
+        """Return whether `act` reads the image of an observation."""
+        ...
+
+    @property
+    def device_kind(self) -> str:
+        """Kind of device that actions are computed on, for example `cpu` or `cuda`."""
+        ...
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise of one observation."""
         ...

@@ -61,6 +61,14 @@ class NetworkPolicy:
         return len(self.robot.action.low)
 
     @property
+    def observes_frames(self) -> bool:
+        return self.robot.image is not None
+
+    @property
+    def device_kind(self) -> str:
+        return self.device.type
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         return self.config.x_shape
 
@@ -128,11 +136,12 @@ class NetworkPolicy:
 
 
 def load_policy(
-    run: Path | str, step: int | None = None, device: str | torch.device = "auto"
+    run: Path | str, step: int | None = None, device: str | torch.device | None = None
 ) -> NetworkPolicy:
     """Return the policy of a run directory, or of one of its checkpoint files; `step` None is the newest.
 
-    The demonstrations are not needed. Raises `UserError` for a run without actions.
+    The device is `runtime.device` of the run unless another one is given. The demonstrations are not needed.
+    Raises `UserError` for a run without actions.
     """
     from harness.runtime.distributed import pick_device
 
@@ -146,6 +155,7 @@ def load_policy(
             f"eval.sampler = {spec.eval.sampler} draws further noise, so equal noise would give other "
             f"actions; fine-tune with --set eval.sampler={DETERMINISTIC[0]}"
         )
+    device = spec.runtime.device if device is None else device
     chosen = pick_device(device) if isinstance(device, str) else device
     model = load_ema(file, spec, outline, chosen)
     resizes = spec.data.resolution is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,18 +45,26 @@ class Conditions:
     """Names of the stages that are recorded, the last of several being `both`."""
     horizon: int
     policy: str
-    """Identity of the policy: a run and its step, `expert`, `random`, or `replay` and its demonstrations."""
+    """Identity of the policy: a run and its step, `expert`, `random`, or `replay` and a hash of actions."""
     first: int
     """Seed of the first start; the others follow."""
     noise: int
     """Seed of the policy's noise."""
     batch: int
     """Rows of the policy's batch, on which the last bits of a network's output depend."""
+    device: str = ""
+    """Kind of device of the policy's network, on which they depend too; empty without a network, and in
+    records of earlier versions."""
 
     @property
     def key(self) -> str:
         """8 hex digits that identify the conditions, for folders."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.fields(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the conditions as a JSON object, without a device if it is empty."""
+        found = asdict(self)
+        return found if self.device else {name: found[name] for name in found if name != "device"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def recording(folder: Path, conditions: Conditions) -> Iterator[RolloutWriter]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder / LOCK, str(folder)):
-            content = (json.dumps(asdict(conditions), indent=1) + "\n").encode()
+            content = (json.dumps(conditions.fields(), indent=1) + "\n").encode()
             if not (folder / CONDITIONS).exists():
                 write_atomic(folder / CONDITIONS, content)
             with open(folder / EPISODES, "ab+", opener=no_link) as lines:
@@ -140,7 +148,7 @@ def read_rollout(folder: Path) -> Rollout:
     file = folder / CONDITIONS
     if not file.is_file():
         raise UserError(f"{folder} has no {CONDITIONS}; give a folder that flowrace rollout has written")
-    fields = _checked(_parsed(file, read_text(file, "JSON")), CONDITION_CHECKS, file)
+    fields = _checked(_parsed(file, read_text(file, "JSON")), CONDITION_CHECKS, file, OPTIONAL)
     stages = tuple(fields["stages"])
     lines = complete_lines(content_of(folder / EPISODES)).splitlines()
     found: dict[int, Episode] = {}
@@ -183,7 +191,9 @@ CONDITION_CHECKS: Checks = {
     "first": is_count,
     "noise": is_count,
     "batch": is_count,
+    "device": _is_text,
 }
+OPTIONAL = {"device"}
 EPISODE_CHECKS: Checks = {
     "seed": is_count,
     "success": lambda value: isinstance(value, bool),
@@ -194,9 +204,9 @@ EPISODE_CHECKS: Checks = {
 }
 
 
-def _checked(found: Any, checks: Checks, place: object) -> dict[str, Any]:
+def _checked(found: Any, checks: Checks, place: object, optional: Collection[str] = ()) -> dict[str, Any]:
     """Return a JSON object. Raises `UserError` for missing, unknown or invalid fields."""
-    if not isinstance(found, dict) or found.keys() != checks.keys():
+    if not isinstance(found, dict) or {*found, *optional} != checks.keys():
         raise UserError(f"{place} does not have exactly the fields {', '.join(checks)}")
     for name, value in found.items():
         if not checks[name](value):

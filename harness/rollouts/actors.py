@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,7 +88,6 @@ class ReplayActor:
     chunk = 1
 
     def __init__(self, demos: Path, task: Task, seeds: Sequence[int]) -> None:
-        _check_demos(demos, task)
         self._actions = [recorded_actions(demos, seed) for seed in seeds]
         self._rest = np.zeros(len(task.actions))
 
@@ -113,7 +114,17 @@ def recorded_actions(demos: Path, index: int) -> np.ndarray:
     return actions
 
 
-def _check_demos(demos: Path, task: Task) -> None:
+def actions_digest(demos: Path) -> str:
+    """Return 16 hex digits of a sha256 over the recorded actions of all episodes."""
+    total = hashlib.sha256()
+    for index in itertools.takewhile(lambda index: episode_file(demos, index).is_file(), itertools.count()):
+        actions = recorded_actions(demos, index)
+        total.update(f"{actions.shape}".encode() + actions.tobytes())
+    return total.hexdigest()[:16]
+
+
+def check_demos(demos: Path, task: Task) -> None:
+    """Raise `UserError` unless a folder holds demonstrations of a task and its version."""
     try:
         found = parse_json(read_text(demos / RECIPE, "JSON"))
         of = found["task"], found["version"]

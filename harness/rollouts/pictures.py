@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.environments.base import Environments
+from harness.environments.base import Environments, Task
 from harness.environments.play import play
 from harness.errors import UserError
 from harness.evaluation.film_file import silent_film
 from harness.evaluation.sample_grid import enlarged, enlargement, png
-from harness.rollouts.rollout import Acting
+from harness.rollouts.rollout import BATCH, Acting, batches
 
 COLUMNS, EDGE = 10, 4
 """Frames of an episode in a strip, and width of the edge in pixels that shows its result."""
@@ -27,18 +27,27 @@ class Filmed:
     success: bool
 
 
-def film_episodes(environments: Environments, acting: Acting, count: int) -> list[Filmed]:
-    """Play the first `count` episodes again, and return their frames.
-
-    Raises `UserError` if the task draws none.
-    """
-    task = environments.task
+def check_frames(task: Task) -> None:
+    """Raise `UserError` if a task draws no frames."""
     if not task.frame[0]:
         raise UserError(
             f"task '{task.name}' draws no frames on this machine; install OSMesa (apt install libosmesa6) or "
             "EGL (apt install libegl1), or leave out --strip and --film"
         )
-    seeds = range(acting.first, acting.first + count)
+
+
+def film_episodes(environments: Environments, acting: Acting, count: int, batch: int = BATCH) -> list[Filmed]:
+    """Play the first `count` episodes again, in batches of the rollout, and return their frames.
+
+    Raises `UserError` if the task draws none.
+    """
+    check_frames(environments.task)
+    return [
+        one for seeds in batches(acting.first, count, batch) for one in _filmed(environments, acting, seeds)
+    ]
+
+
+def _filmed(environments: Environments, acting: Acting, seeds: Sequence[int]) -> list[Filmed]:
     seen: list[np.ndarray] = []
     played = play(
         environments,

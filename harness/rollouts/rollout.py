@@ -12,20 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.environments.base import Environments, Task
+from harness.environments.base import Environments, Task, no_expert
 from harness.environments.demonstrations import MOST_EPISODES
 from harness.environments.play import Actor, Expert, play
 from harness.errors import UserError
 from harness.policy.base import Policy
 from harness.records.rollouts import Conditions, Episode, Rollout, read_rollout, recording
-from harness.rollouts.actors import NetworkActor, RandomActor, ReplayActor
+from harness.rollouts.actors import NetworkActor, RandomActor, ReplayActor, actions_digest, check_demos
 from metrics.intervals import of_replicates, share
 from metrics.value import Value
 
 FIRST, NOISE = MOST_EPISODES, 0
 """Seed of the first start, after those of all demonstrations, and the seed of the noise."""
 BATCH = 50
-CHECKS = ("expert", "random", "replay")
 Actors = Callable[[Sequence[int]], Actor]
 """A function from the seeds of the episodes to what acts in them."""
 
@@ -38,12 +37,14 @@ class Acting:
     """Its identity, for the record."""
     actors: Actors
     first: int = FIRST
+    device: str = ""
+    """Kind of device of a network; empty without one."""
 
 
 def expert_acting(task: Task) -> Acting:
     """Return the task's scripted expert. Raises `UserError` if it has none."""
     if not task.expert:
-        raise UserError(f"task '{task.name}' has no scripted expert; give a run, random or replay:DEMOS")
+        raise no_expert(task)
     return Acting("expert", lambda seeds: Expert())
 
 
@@ -53,18 +54,32 @@ def random_acting(task: Task) -> Acting:
 
 
 def replay_acting(task: Task, demos: Path) -> Acting:
-    """Return the recorded actions of demonstrations, at their starts."""
-    return Acting("replay", lambda seeds: ReplayActor(demos, task, seeds), first=0)
+    """Return the recorded actions of demonstrations, at their starts.
+
+    They are identified by their hash. Raises `UserError` if the folder holds none of the task.
+    """
+    check_demos(demos, task)
+    return Acting(f"replay/{actions_digest(demos)}", lambda seeds: ReplayActor(demos, task, seeds), first=0)
 
 
 def policy_acting(policy: Policy, name: str, task: Task, batch: int) -> Acting:
-    """Return a network's policy. Raises `UserError` if its actions are not those of the task."""
+    """Return a network's policy.
+
+    Raises `UserError` if its actions are not those of the task, or if it needs frames and the task has none.
+    """
     if policy.action_size != len(task.actions):
         raise UserError(
             f"the policy has {policy.action_size} numbers in an action, but task '{task.name}' takes "
             f"{len(task.actions)} ({', '.join(task.actions)}); fine-tune on demonstrations of this task"
         )
-    return Acting(name, lambda seeds: NetworkActor(policy, seeds, batch, NOISE))
+    if policy.observes_frames and not task.frame[0]:
+        raise UserError(
+            f"the policy observes frames, but task '{task.name}' draws none on this machine; install OSMesa "
+            "(apt install libosmesa6) or EGL (apt install libegl1), or fine-tune with --set "
+            "data.image_key=none"
+        )
+    actors = lambda seeds: NetworkActor(policy, seeds, batch, NOISE)  # noqa: E731
+    return Acting(name, actors, device=policy.device_kind)
 
 
 def conditions_of(task: Task, acting: Acting, batch: int) -> Conditions:
@@ -77,6 +92,7 @@ def conditions_of(task: Task, acting: Acting, batch: int) -> Conditions:
         first=acting.first,
         noise=NOISE,
         batch=batch,
+        device=acting.device,
     )
 
 

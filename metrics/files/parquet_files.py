@@ -110,11 +110,14 @@ def _check_pages(content: Any, columns: list[str], bound: int, file: Path) -> No
     """Raise `MetricError` for row groups whose pages take more than a bound when they are unpacked."""
     groups = (content.metadata.row_group(number) for number in range(content.metadata.num_row_groups))
     parts = (group.column(number) for group in groups for number in range(group.num_columns))
-    total = sum(
-        part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns
-    )
+    total = sum(part.total_uncompressed_size for part in parts if _is_of(part.path_in_schema, columns))
     if total > bound:
         raise MetricError(f"{file} unpacks to {total:,} bytes, more than {bound:,}")
+
+
+def _is_of(path: str, columns: Sequence[str]) -> bool:
+    """Return whether a path in a schema is a column or inside one; names of columns may have dots."""
+    return any(path == column or path.startswith(f"{column}.") for column in columns)
 
 
 def column_names(file: Path) -> list[str]:

@@ -91,7 +91,7 @@ def _place_of(folder: Path, task: str | None) -> Path:
 
 def _training_seed(place: Path, number: int) -> int:
     """Return the training seed of the run that a rollout is in; without a run, a number."""
-    run = place.parent.parent
+    run = place.resolve().parent.parent
     if not (run / "spec.toml").is_file():
         return number
     return int(Record(run).spec.get("seed", number))
@@ -100,7 +100,8 @@ def _training_seed(place: Path, number: int) -> int:
 def compare(first: Arm, second: Arm) -> list[Comparison]:
     """Return the comparison of success, and of each stage if there are several.
 
-    Raises `UserError` if the arms have no training seed or no start in common, or other conditions.
+    Raises `UserError` if the arms have no training seed or no start in common, or other conditions. Several
+    training seeds need two starts.
     """
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
@@ -113,6 +114,11 @@ def compare(first: Arm, second: Arm) -> list[Comparison]:
     starts = set.intersection(*({episode.seed for episode in one.episodes} for one in rollouts))
     if not starts:
         raise UserError("the rollouts share no start; run flowrace rollout with a larger -n")
+    if len(seeds) > 1 and len(starts) < 2:
+        raise UserError(
+            f"the rollouts of {len(seeds)} training seeds share 1 start, expected at least 2; run flowrace "
+            "rollout with a larger -n"
+        )
     arms = [[_on(arm[seed], starts) for seed in seeds] for arm in (first, second)]
     stages = rollouts[0].conditions.stages
     names = (SUCCESS, *(stages if len(stages) > 1 else ()))

@@ -17,8 +17,9 @@ squares of the two-way layout (Searle, Casella and McCulloch 1992, 4.3),
 
 with Satterthwaite's degrees of freedom (1946). It is at least MS_seeds / (S E), with S - 1 degrees, and
 MS_starts / (S E), with E - 1, which estimate parts of it. A share gets Wilson's interval for the number of
-independent episodes that has the same variance (Korn and Graubard 1998), a difference Student's. More starts
-do not make up for few seeds, nor the reverse.
+independent episodes that has the same variance (Korn and Graubard 1998), a difference Student's. If all
+networks have equal results, the starts of one seed give the interval. More starts do not make up for few
+seeds, nor the reverse.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from reports.stats.t_interval import CONFIDENCE, t_interval
 
 EDGE = 1e-9
 """Distance from -1 and 1 up to which the ends of an interval are sought."""
+
+ROUNDING = 1e-20
+"""Variance up to which results are equal; sums of rounded means leave less."""
 
 
 class Pairs(NamedTuple):
@@ -60,11 +64,12 @@ class Levels(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    """None for a single training seed: networks of other seeds may succeed elsewhere."""
+    """None for a single training seed, because networks of other seeds may succeed elsewhere, and for a
+    single start."""
     seed_sd: float | None
-    """Standard deviation over training seeds, on infinitely many starts; None for one seed."""
+    """Standard deviation over training seeds, on infinitely many starts; None for one seed or start."""
     start_sd: float | None
-    """Standard deviation over starts, for infinitely many training seeds; None for one seed."""
+    """Standard deviation over starts, for infinitely many training seeds; None for one seed or start."""
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Pairs:
@@ -141,7 +146,12 @@ def difference_levels(first: np.ndarray, second: np.ndarray) -> Levels:
     mean, spread = float(difference.mean()), _spread(difference)
     if spread is None:
         return Levels(seeds, starts, mean, None, None, None, None)
-    low, high = t_interval(mean, math.sqrt(spread.variance), spread.degrees)
+    if spread.variance > 0:
+        low, high = t_interval(mean, math.sqrt(spread.variance), spread.degrees)
+    else:
+        # As for one arm: the starts of one training seed are then the only independent pairs.
+        row = max(difference, key=lambda row: np.abs(row).sum())
+        low, high = score_interval(int((row > 0).sum()), int((row < 0).sum()), starts)
     return Levels(seeds, starts, mean, max(low, -1.0), min(high, 1.0), spread.seed_sd, spread.start_sd)
 
 
@@ -167,8 +177,9 @@ def _spread(y: np.ndarray) -> _Spread | None:
     total, (largest, degrees) = of_seeds + of_starts - rest, max(squares[:2])
     if total > largest:
         degrees = total**2 / sum(square**2 / count for square, count in squares)
+    variance = max(total, largest) / (seeds * starts)
     return _Spread(
-        variance=max(total, largest) / (seeds * starts),
+        variance=variance if variance > ROUNDING else 0.0,
         degrees=degrees,
         seed_sd=math.sqrt(max(of_seeds - rest, 0.0) / starts),
         start_sd=math.sqrt(max(of_starts - rest, 0.0) / seeds),

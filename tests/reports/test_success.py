@@ -159,3 +159,18 @@ def test_equal_results_have_the_interval_of_their_starts() -> None:
     found = success_levels(np.ones((3, 50), dtype=bool))
     assert (found.low, found.high) == pytest.approx((50 / (50 + Z**2), 1.0))
     assert binom.pmf(50, 50, found.low) > 0.02
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_equal_differences_have_the_score_interval_of_their_starts(sign: int) -> None:
+    all_, none = np.ones((3, 20), dtype=bool), np.zeros((3, 20), dtype=bool)
+    found = difference_levels(all_, none) if sign > 0 else difference_levels(none, all_)
+    assert (found.low, found.high) == score_interval(*((20, 0) if sign > 0 else (0, 20)), 20)
+    equal = difference_levels(all_, all_)
+    assert (equal.low, equal.high) == score_interval(0, 0, 20)
+
+
+def test_arms_that_differ_at_other_starts_by_the_same_share_have_an_interval() -> None:
+    """Each network succeeds at one of three starts, and each start is solved by one network."""
+    found = difference_levels(np.eye(3, dtype=bool), np.zeros((3, 3), dtype=bool))
+    assert (found.low, found.high) == score_interval(1, 0, 3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from harness.errors import UserError
 from harness.records.rollouts import Conditions, Episode, recording
 from reports.analysis.success import compare, read_arm
 from tests.support.commands import flowrace
@@ -78,6 +79,28 @@ def test_only_starts_that_all_networks_met_are_compared(tmp_path: Path) -> None:
     second = written(tmp_path / "b", [10] * 3, [0] * 3)
     (success, *_) = compare(read_arm([first]), read_arm([second]))
     assert success.pairs[0].n == 3 and success.difference.mean == 1
+
+
+def test_run_is_known_from_inside_the_folder_of_its_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = drawn(tmp_path, 0, 0.5, run_seed=7)
+    monkeypatch.chdir(run / "rollouts" / "open-and-place-x")
+    assert list(read_arm([Path()])) == [7]
+
+
+def test_several_training_seeds_need_two_common_starts(tmp_path: Path) -> None:
+    runs = [drawn(tmp_path / "a", run, 0.5, run) for run in (0, 1)]
+    short = []
+    for run in (0, 1):
+        folder = tmp_path / f"b{run}"
+        written(folder / "rollouts" / "x", [10], [30])
+        (folder / "spec.toml").write_text(f"seed = {run}\n")
+        short.append(folder)
+    with pytest.raises(UserError, match="2 training seeds share 1 start, expected at least 2"):
+        compare(read_arm(runs), read_arm(short))
+    (success, *_) = compare(read_arm(runs[:1]), read_arm(short[:1]))
+    assert success.pairs[0].n == 1
 
 
 def test_arms_that_cannot_be_compared_are_errors(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.environments.demonstrations import INFO, RECIPE
+from harness.environments.episode_file import ACTION, ENVIRONMENT, EPISODE, IMAGE, STATE, STEP
 from harness.errors import UserError
 from harness.files.files import read_text
 from harness.files.parse import parse_json
@@ -24,8 +26,6 @@ from metrics.files.parquet_files import bounded_table, parquet_files, schema_of
 from metrics.value import MetricError
 
 EXPECTED = "a folder of demonstrations in LeRobot's layout, with data/*/*.parquet and meta/info.json"
-EPISODE, STEP, ACTION = "episode_index", "frame_index", "action"
-STATE, ENVIRONMENT, IMAGE = "observation.state", "observation.environment_state", "observation.image"
 WIDEST = 4096
 """Most numbers of a state or an action."""
 
@@ -107,14 +107,20 @@ def read_episodes(root: Path, image_key: str = "") -> Episodes:
         ordered = _with_videos(root, image, ordered, info)
     if not ordered:
         raise UserError(f"data.root = {root} has no episodes; expected {EXPECTED}")
+    _check_count(root, len(ordered), info)
     _check_widths(list(ordered.values()))
     return Episodes(root, list(ordered.values()), files, image, with_environment, info)
 
 
 def _info(root: Path) -> dict[str, Any]:
-    """Return `meta/info.json`; an empty table without it."""
-    file = root / "meta" / "info.json"
+    """Return `meta/info.json`; an empty table without it. Raises `UserError` for an unfinished recording."""
+    file = root / INFO
     if not file.exists():
+        if (root / RECIPE).exists():
+            raise UserError(
+                f"{root} is an unfinished recording, without {INFO}; rerun flowrace data demos with "
+                f"--out {root}"
+            )
         return {}
     try:
         info = parse_json(read_text(file, "JSON"))
@@ -236,6 +242,16 @@ def _vectors(column: Any, file: Path, name: str, episodes: np.ndarray) -> np.nda
     return narrow
 
 
+def _check_count(root: Path, found: int, info: Mapping[str, Any]) -> None:
+    """Raise `UserError` if the set states another number of episodes than were found."""
+    stated = info.get("total_episodes", found)
+    if isinstance(stated, int) and stated != found:
+        raise UserError(
+            f"{root} has {found} episodes, but {root / INFO} states total_episodes = {stated}; restore the "
+            "missing files, or correct the number"
+        )
+
+
 def _check_widths(episodes: Sequence[Episode]) -> None:
     """Raise `UserError` if an episode has actions or states of another width than the first."""
     for episode in episodes:
@@ -256,7 +272,7 @@ def _with_videos(
     found = {}
     for number, episode in episodes.items():
         if places is None:
-            chunk = number // max(1, _number(info, "chunks_size", 1000))
+            chunk = number // max(1, int(_number(info, "chunks_size", 1000)))
             video = root / "videos" / f"chunk-{chunk:03d}" / image / f"episode_{number:06d}.mp4"
             frames = Frames(video=video)
         elif number in places:
@@ -274,7 +290,7 @@ def _places(root: Path, image: str, info: Mapping[str, Any]) -> dict[int, Frames
     fps, prefix = _number(info, "fps", 0), f"videos/{image}/"
     columns = [EPISODE, *(f"{prefix}{name}" for name in ("chunk_index", "file_index", "from_timestamp"))]
     if not fps:
-        raise UserError(f"{root / 'meta' / 'info.json'} has no fps, which the videos are read by; add it")
+        raise UserError(f"{root / INFO} has no fps, which the videos are read by; add it")
     places = {}
     try:
         for file in parquet_files(root / "meta" / "episodes")[0]:

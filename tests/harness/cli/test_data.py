@@ -35,6 +35,33 @@ def test_encode_rejects_fields_that_it_does_not_read(tmp_path: Path, field: str,
     assert re.search(message, str(result.exception)) and not (tmp_path / "l").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("flip=true", "not to the decoder; leave it out"),
+        ("held_out=0.3", "data.held_out = 0.3 applies to training .*not to the decoder; give --held-out"),
+    ],
+)
+def test_training_of_a_decoder_names_its_own_options(tmp_path: Path, field: str, message: str) -> None:
+    words = ["digits", "--encoder", "local:small", "--set", f"data.{field}", "--out", str(tmp_path / "l")]
+    result = CliRunner().invoke(cli, ["data", "rae", *words])
+    assert isinstance(result.exception, UserError), result.output
+    assert re.search(message, str(result.exception)) and not (tmp_path / "l").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_bar_of_the_training_of_a_decoder_is_hidden_next_to_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    def bar(total: int, what: str, *, hidden: bool = False) -> None:
+        raise UserError(f"hidden: {hidden}")
+
+    monkeypatch.setattr("harness.files.progress.progress_bar", bar)
+    words = ["digits", "--encoder", "local:small", "--out", str(tmp_path / "l"), *words]
+    result = CliRunner().invoke(cli, ["data", "rae", *words])
+    assert str(result.exception) == f"hidden: {'--json' in words}"
+
+
 def test_encode_reads_one_part_of_a_joint_data_set(tmp_path: Path) -> None:
     """The command is that of docs/guides/modalities.md."""
     fields = ("--set", "data.audio_weight=0", "--set", "data.frames=4", "--rows", "4000")

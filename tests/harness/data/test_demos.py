@@ -94,6 +94,14 @@ def test_scale_restores_values_and_keeps_constant_ones() -> None:
     assert scale.scaled(ends)[:, 0] == pytest.approx([-1, 1])
 
 
+def test_number_that_differs_by_rounding_alone_is_constant() -> None:
+    values = np.array([[0.3, 500.0], [np.nextafter(np.float32(0.3), 1), 500.0001]], dtype=np.float32)
+    scale = Scale.of(values)
+    assert scale.low[0] < scale.high[0]
+    assert scale.scaled(values) == pytest.approx(np.zeros((2, 2)), abs=1e-3)
+    assert scale.restored(scale.scaled(values)) == pytest.approx(values, rel=1e-6)
+
+
 def test_videos_alone_are_bytes(folder: Path) -> None:
     parts = DataParts.model_validate({"state": {"weight": 0.0}, "action": {"weight": 0.0}})
     data = opened(folder, parts=parts)
@@ -123,6 +131,12 @@ def test_frames_in_videos_of_lerobot_are_those_of_their_steps(version: int, tmp_
         assert np.abs(video[:, 0] - frame(episode, step, 16).transpose(2, 0, 1)).max() <= 1
     last = (parts_of(data, len(data) - 1)[0] + 1) * 127.5
     assert np.abs(last[:, 1, 0, 0] - frame(5, 3)[0, 0]).max() <= 1
+
+
+def test_size_of_a_chunk_may_be_written_as_a_float(tmp_path: Path) -> None:
+    info = as_videos(tmp_path, 2) / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"chunks_size": 1000', '"chunks_size": 1000.0'))
+    assert "1000.0" in info.read_text() and len(opened(tmp_path)) == sum(LENGTHS)
 
 
 def test_fingerprint_depends_on_actions_and_not_on_files(folder: Path, tmp_path: Path) -> None:

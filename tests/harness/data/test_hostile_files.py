@@ -18,6 +18,8 @@ from harness.data.disk.pixels import decode
 from harness.errors import UserError
 from harness.files import pictures
 from metrics.files import numpy_files
+from metrics.files.parquet_files import bounded_batches
+from metrics.value import MetricError
 from tests.harness.data.pictures import LABELS, folder_of, opened, pixels, png, table_of, with_classes
 
 ENCODED = [png(image) for image in pixels()]
@@ -37,6 +39,19 @@ def test_column_that_unpacks_to_gigabytes_is_refused_before_it_is_read(
     assert file.stat().st_size < 2**17
     with pytest.raises(UserError, match=r"a\.parquet unpacks to .* bytes"):
         opened("parquet", file)
+
+
+@pytest.mark.parametrize("name", ["state", "observation.state"])
+def test_column_of_lists_that_unpacks_to_more_than_its_bound_is_refused_by_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(numpy_files, "SPARE", 2**20)
+    cells = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2**20, np.float32)), 2**14)
+    table = pa.table({name: cells, "other": pa.array([0] * 64)})
+    pq.write_table(table, file := tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(MetricError, match=r"a\.parquet unpacks to [0-9,]+ bytes, more than"):
+        next(bounded_batches(file, [name]))
+    assert next(bounded_batches(file, ["other"])).num_columns == 1
 
 
 def test_rows_are_counted_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

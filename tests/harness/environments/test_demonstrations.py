@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from harness.data.disk.lerobot import read_episodes
 from harness.environments import demonstrations
 from harness.environments.base import open_task
 from harness.environments.demonstrations import MOST_EPISODES, write_demonstrations
@@ -117,6 +119,26 @@ def test_killed_command_is_repeated_to_the_same_files(
     monkeypatch.undo()
     write_demonstrations(open_task(TASK), COUNT, tmp_path)
     assert files_of(tmp_path) == files_of(demos)
+
+
+def test_recording_that_is_continued_is_not_read_until_it_is_complete(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(demos, out)
+    assert len(read_episodes(out).episodes) == COUNT
+    monkeypatch.setattr(demonstrations, "write_atomic", lambda path, content: die())
+    assert in_child(lambda: write_demonstrations(open_task(TASK), COUNT + 1, out)) == -9
+    with pytest.raises(UserError, match=r"is an unfinished recording, without meta/info\.json; rerun"):
+        read_episodes(out)
+
+
+def test_set_with_another_number_of_episodes_than_it_states_is_refused(demos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(demos, out)
+    demonstrations.episode_file(out, COUNT - 1).unlink()
+    with pytest.raises(UserError, match=r"has 4 episodes, but .*info\.json states total_episodes = 5"):
+        read_episodes(out)
 
 
 def test_set_that_is_continued_equals_one_that_was_made_at_once(demos: Path, tmp_path: Path) -> None:

@@ -121,6 +121,16 @@ def test_second_scene_begins_when_the_first_has_succeeded() -> None:
 
 
 @pytest.mark.slow
+def test_policy_that_does_nothing_fails_at_the_horizon_of_the_sequence() -> None:
+    class Idle(Expert):
+        def plan(self, environments: Environments, step: int) -> np.ndarray:
+            return np.zeros((1, 1, 4))
+
+    (played,) = play(opened(SEQUENCE), [3], Idle())
+    assert (played.success, played.steps) == (False, 1000)
+
+
+@pytest.mark.slow
 def test_frames_are_drawn_where_the_machine_has_opengl_and_change_no_state() -> None:
     environments = opened(DRAWER)
     if not environments.task.frame[0]:

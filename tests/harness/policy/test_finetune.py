@@ -15,11 +15,13 @@ from harness.assembly.frozen import is_of_further_parts
 from harness.assembly.resolve import load_spec, resolve
 from harness.backbone.initialize import initialize
 from harness.backbone.kinds import network_of
+from harness.cli.rollout import _run_acting
 from harness.config.tables import merge
 from harness.costs.flops import count_spec
 from harness.costs.memory import footprint
 from harness.data.open import open_dataset
 from harness.data.robot import FILE
+from harness.environments.base import open_task
 from harness.errors import UserError
 from harness.policy.base import Observation
 from harness.policy.finetune import finetune_spec
@@ -27,7 +29,7 @@ from harness.policy.policy import NetworkPolicy, load_policy
 from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.state import shared_weights
+from harness.train.state import shared_weights, start_digest
 from harness.train.trained_run import checkpoint_of_run, drawing_of_run
 from tests.support.commands import flowrace
 from tests.support.demonstrations import demonstrations, frame, state
@@ -248,6 +250,30 @@ def test_observation_of_another_size_is_refused(tuned: Record) -> None:
             policy.act({**observed(), **changed}, noise)  # pyright: ignore[reportArgumentType]
     resizing: NetworkPolicy = replace(policy, resizes=True)
     assert resizing.act({**observed(), "image": larger}, noise).shape == (3, 3, 3)
+
+
+def test_identity_of_a_policy_is_that_of_its_weights(tuned: Record, tmp_path: Path) -> None:
+    """Two files of the same EMA, of which one has the state of training too, give one identity."""
+    task = open_task("open-and-place:open").task
+    moved = tmp_path / tuned.path.name
+    shutil.copytree(tuned.path, moved)
+    whole = _run_acting(moved, task, None, 2, None)
+    file = checkpoint_of_run(moved, None)
+    loaded = checkpoint.load(file)
+    ema_only = {f"ema.{name}": tensor for name, tensor in loaded.part("ema").items()}
+    checkpoint.save(file, ema_only, loaded.meta)
+    alone = _run_acting(moved, task, None, 2, None)
+    assert alone.name == whole.name
+    assert whole.name == f"{moved.name}/{file.stem}/{start_digest(ema(tuned))[:16]}"
+    assert _run_acting(moved, task, 1, 2, None).name != whole.name
+
+
+def test_policy_acts_on_the_device_of_its_run(tuned: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = load_spec(str(tuned.path), ("runtime.device=cuda:99",))
+    monkeypatch.setattr("harness.policy.policy.load_spec", lambda path: elsewhere)
+    with pytest.raises(UserError, match=r"runtime\.device = 'cuda:99' cannot be used"):
+        load_policy(tuned.path)
+    assert load_policy(tuned.path, device="cpu").device_kind == "cpu"
 
 
 def test_samples_of_a_policy_are_refused(tuned: Record) -> None:

@@ -127,6 +127,7 @@ def test_options_that_exclude_each_other_and_runs_on_labels_are_refused(tmp_path
             writer.write_spec(spec.to_toml())
     for path, words, sentence in (
         ("text", ["--encoder", "local:small"], "--encoder applies to encoders, but --prompts"),
+        ("text", ["--time", "0.25"], "--time 0.25 applies to layers, but --prompts measures samples"),
         ("text", ["--control"], "--control and --prompts are mutually exclusive"),
         ("", [], "--prompts applies to one run"),
         ("labels", [], "--prompts needs a run that is conditioned on text"),

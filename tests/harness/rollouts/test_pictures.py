@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from harness.environments.base import open_task
+from harness.environments.play import Expert
 from harness.errors import UserError
 from harness.rollouts.pictures import (
     COLUMNS,
@@ -20,7 +24,8 @@ from harness.rollouts.pictures import (
     film_mp4,
     strip_png,
 )
-from harness.rollouts.rollout import expert_acting, random_acting
+from harness.rollouts.rollout import Acting, expert_acting, random_acting
+from tests.support.commands import flowrace
 
 TASK = "open-and-place:open"
 
@@ -39,6 +44,18 @@ def test_frames_are_those_of_the_episode(filmed: list[Filmed]) -> None:
         np.testing.assert_array_equal(frame, environments.observe()["image"][0])
         environments.step(environments.expert(), np.array([True]))
     assert environments.stages().all() and filmed[0].success and not filmed[1].success
+
+
+def test_episodes_are_filmed_in_batches_of_the_rollout(filmed: list[Filmed]) -> None:
+    environments, batches = open_task(TASK), []
+
+    def actors(seeds: Sequence[int]) -> Expert:
+        batches.append(list(seeds))
+        return Expert()
+
+    found = film_episodes(environments, Acting("counted", actors), 3, batch=2)
+    assert batches == [[100_000, 100_001], [100_002]] and len(found) == 3
+    np.testing.assert_array_equal(found[0].frames, filmed[0].frames)
 
 
 def test_strip_has_a_row_for_each_episode_with_the_colour_of_its_result(filmed: list[Filmed]) -> None:
@@ -63,10 +80,19 @@ def test_film_shows_every_frame_at_the_rate_of_the_task(filmed: list[Filmed]) ->
     assert np.abs(first - filmed[0].frames[0]).mean() < 12
 
 
-def test_film_of_a_task_without_frames_names_what_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
+def test_film_of_a_task_without_frames_names_what_draws_them() -> None:
     environments = open_task(TASK)
     environments.task = replace(environments.task, frame=(0, 0, 3))
     with pytest.raises(UserError, match="draws no frames on this machine; install OSMesa"):
         film_episodes(environments, expert_acting(environments.task), 1)
+
+
+def test_film_of_a_task_without_frames_is_refused_before_the_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = open_task(TASK)
+    environments.task = replace(environments.task, frame=(0, 0, 3))
+    monkeypatch.setattr("harness.environments.base.open_task", lambda name: environments)
+    words = ("--task", TASK, "-n", 1, "--out", tmp_path / "out", "--strip", tmp_path / "strip.png")
+    found = flowrace("rollout", "expert", *words)
+    assert "draws no frames" in str(found.exception) and not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from harness.rollouts.rollout import (
 )
 from harness.runtime.random_streams import Streams
 from tests.support.commands import flowrace
+from tests.support.demonstrations import write
 from tests.support.forked import die, in_child
 
 TASK, BATCH = "open-and-place:open", 4
@@ -46,6 +48,7 @@ class LinearPolicy:
     """A network of one layer over the frame, the state and the noise, with chunks of three actions."""
 
     chunk, action_size, noise_shape = 3, 3, (3, 2)
+    observes_frames, device_kind = True, "cpu"
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -202,6 +205,32 @@ def test_policy_with_other_actions_or_without_numbers_is_an_error(tmp_path: Path
         rolled(damaged, 2, tmp_path)
 
 
+def test_policy_that_observes_frames_needs_a_task_that_draws_them() -> None:
+    policy, task = LinearPolicy(0), replace(open_task(TASK).task, frame=(0, 0, 3))
+    with pytest.raises(UserError, match="observes frames, but task 'open-and-place:open' draws none"):
+        policy_acting(policy, "blind", task, BATCH)
+    policy.observes_frames = False
+    assert policy_acting(policy, "blind", task, BATCH).name == "blind"
+
+
+def test_device_of_a_network_is_a_condition_and_earlier_records_have_none(tmp_path: Path) -> None:
+    policy = LinearPolicy(0)
+    found = rolled(policy, 1, tmp_path / "new").conditions
+    assert found.device == "cpu"
+    policy.device_kind = "cuda"
+    with pytest.raises(UserError, match="under other conditions"):
+        rolled(policy, 1, tmp_path / "new")
+    file = tmp_path / "new" / "rollout.json"
+    fields = json.loads(file.read_text())
+    del fields["device"]
+    file.write_text(json.dumps(fields))
+    earlier = read_rollout(tmp_path / "new").conditions
+    assert earlier == replace(found, device="")
+    # The key of earlier versions, over the fields that they had.
+    text = json.dumps(fields, sort_keys=True).encode()
+    assert earlier.key == hashlib.sha256(text).hexdigest()[:8] != found.key
+
+
 def test_checks_have_their_known_results(tmp_path: Path) -> None:
     """The expert and its recorded actions always succeed, and random actions never do."""
     environments = open_task(TASK)
@@ -218,7 +247,18 @@ def test_checks_have_their_known_results(tmp_path: Path) -> None:
         roll_out(environments, replay_acting(task, tmp_path / "demos"), 6, tmp_path / "replay", BATCH)
     other = open_task("open-and-place").task
     with pytest.raises(UserError, match="not of task 'open-and-place'"):
-        replay_acting(other, tmp_path / "demos").actors(range(1))
+        replay_acting(other, tmp_path / "demos")
+
+
+def test_replays_of_other_actions_are_other_policies(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    task = open_task(TASK).task
+    (tmp_path / "meta" / "recipe.json").write_text(json.dumps({"task": task.name, "version": task.version}))
+    names = []
+    for last in (0.0, 0.0, 1.0):
+        write(tmp_path, {"action": [[0.0, 0.0, 0.5], [0.0, 0.0, last]]}, "episode_000000")
+        names.append(replay_acting(task, tmp_path).name)
+    assert names[0] == names[1] != names[2]
 
 
 def test_task_without_an_expert_is_an_error() -> None:
@@ -277,6 +317,7 @@ def test_words_that_fit_no_policy_are_errors(tmp_path: Path) -> None:
         (("exper",), "is no run directory; give RUN, expert, random or replay:DEMOS"),
         (("expert", "--film", "film.png"), "--film film.png: give a file that ends in .mp4"),
         (("expert", "--step", 3), "chooses a checkpoint of a run, and 'expert' is none"),
+        (("random", "--device", "cpu"), "chooses the device of a run, and 'random' is none"),
         ((f"replay:{tmp_path}",), "expected a folder that flowrace data demos has written"),
     ):
         found = flowrace("rollout", *words, "--task", TASK, "--out", tmp_path / "out")
