@@ -291,7 +291,7 @@ def recorded_ratios() -> tuple[dict[str, list[float]], float]:
     """Return the log ratios in steps to flow, by seed, of each arm that always reached the target, and the
     mean time of flow."""
     times: dict[str, dict[int, float]] = {}
-    with open(RESULTS / "methods-digits-runs.csv", encoding="utf-8") as file:
+    with open(RESULTS / "methods-digits" / "methods-digits-runs.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["censored"] == "" and row["steps"]:
                 times.setdefault(row["method"], {})[int(row["seed"])] = math.log(float(row["steps"]))

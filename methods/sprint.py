@@ -55,7 +55,7 @@ class Sprint(Method):
     class Config(RoutedConfig):
         off: ClassVar[dict[str, Any]] = {"rate": 0.0, "path_drop": 0.0}
         space: ClassVar[dict[str, Any]] = {
-            "rate": {"choices": [0.5, 0.75, 0.875]},
+            "rate": {"choices": (0.5, 0.75, 0.875)},
             "path_drop": {"low": 0.05, "high": 0.2},
         }
 

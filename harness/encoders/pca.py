@@ -80,6 +80,8 @@ class PcaEncoder(Viewer):
         _check_rank(choice.name, rank, self.inner.dim)
         self.params, self.sha256, self.accuracy = self.inner.params, self.inner.sha256, self.inner.accuracy
         self.flops = self.inner.flops + _projection_flops(grid, self.inner.dim, rank)
+        # Of the images that the axes are computed from.
+        self.one_off_flops = self.inner.flops * min(len(split(dataset, held_out).train), IMAGES)
         basis = _kept_basis(self.inner, dataset, held_out, device)
         self._mean, self._std, self._axes = (t.to(device) for t in (basis.mean, basis.std, basis.axes[:rank]))
 

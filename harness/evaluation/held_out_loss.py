@@ -60,7 +60,7 @@ EXTRA_TOKEN = (
     "the network has an extra token, an encoder's output for the held-out sample itself, so that its "
     "loss is not comparable with that of other networks"
 )
-FEATURES = EXTRA_TOKEN.replace("an extra token", "further channels").replace("clean token", "clean features")
+FEATURES = EXTRA_TOKEN.replace("an extra token", "further channels")
 
 
 class HeldOutLoss:

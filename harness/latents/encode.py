@@ -341,9 +341,10 @@ def _finish(folder: Path, job: Job) -> dict[str, Any]:
     files[INDEX] = sha256_of(folder / INDEX)
     files |= {name: sha256_of(folder / name) for name in job.further()}
     manifest = job.about | job.closing() | {"files": files}
-    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    # A folder with a manifest is complete, and no command cleans it up.
     for name in job.staged():
         (folder / name).unlink(missing_ok=True)
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 
 

@@ -5,7 +5,7 @@
 config.json of the folder states which of two kinds it is:
 
     AutoencoderRAE    released weights in diffusers' layout, with DINOv2, SigLIP 2 or MAE in the same file
-    FlowraceRAE       any encoder of `flowrace list encoders`, decoder of `flowrace data rae` (rae_folder.py)
+    FlowraceRAE       an encoder of timm, open_clip, local or random, and a decoder of `flowrace data rae`
 
 The released model.pt and stat.pt are pickled and not read; their authors publish the same weights in
 diffusers' layout. There is no posterior, so one value is stored for each value of a latent.

@@ -33,11 +33,15 @@ from harness.records import checkpoint
 from metrics.files.hashing import file_sha256
 
 CLASS, MODEL = "FlowraceRAE", "model.safetensors"
-UNSUITED = {
-    "cached": "stores features of one data set only; name the encoder that it caches",
-    "torchscript": "is code, which a codec's folder must not hold; choose timm, open_clip, local or random",
+FAMILIES = ("timm", "open_clip", "local", "random")
+"""Families of encoders of a codec: a name and a file of weights define them, and neither is code."""
+REASONS = {
+    "cached": "stores features of one data set only",
+    "pca": "has axes of one data set, which the folder does not store",
+    "run": "needs a run directory, which the folder does not store",
+    "torchscript": "is code, which a codec's folder must not hold",
 }
-"""Families of encoders that have no place in a codec, with the reason."""
+"""The reasons why other families have no place in a codec."""
 MOST_VALUES = 2**16
 """Largest number of values in a patch of pixels."""
 Side = Annotated[int, Field(ge=1, le=2**13)]
@@ -168,8 +172,9 @@ def maps(encoder: Encoder, images: Tensor) -> Tensor:
 def check_encoder(name: str) -> None:
     """Raise `UserError` for an encoder that has no place in a codec."""
     family = parse_name(name)[0]
-    if family in UNSUITED:
-        raise UserError(f"codec 'rae': encoder '{name}' {UNSUITED[family]}")
+    if family not in FAMILIES:
+        reason = REASONS.get(family, "is of another family")
+        raise UserError(f"codec 'rae': encoder '{name}' {reason}; choose one of {', '.join(FAMILIES)}")
 
 
 def stored_encoder(

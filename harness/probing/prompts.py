@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.assembly.given import gives_tokens
 from harness.config.spec import RunSpec
 from harness.data.dataset import Capabilities, Dataset, pictured, shapes_of
 from harness.data.open import images, split
@@ -72,7 +73,7 @@ def swap_prompts(
 ) -> SwappedPrompts:
     """Draw `pairs` samples three times and measure them; prompts are the first captions of held-out samples.
 
-    Raises `UserError` for a run on labels, and for data whose captions have no known truth.
+    Raises `UserError` for a run on labels or with given tokens, and for captions without a known truth.
     """
     dataset = dataset_to_draw(path, spec)
     kinds = _attributes(spec, dataset)
@@ -119,6 +120,11 @@ def _attributes(spec: RunSpec, dataset: Dataset) -> list[str]:
     if not spec.text.encoder:
         raise UserError(
             "--prompts needs a run that is conditioned on text, but this one is conditioned on class labels"
+        )
+    if gives_tokens(spec.data, dataset.modality):
+        raise UserError(
+            "--prompts exchanges captions, but samples of this run have given tokens, which show their own "
+            "caption; use a run without data.given"
         )
     kinds = [kind for kind in Capabilities(dataset).states if kind not in TASKS]
     if not kinds:

@@ -16,14 +16,12 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from markupsafe import Markup
-
 from harness.errors import UserError
 from harness.files.files import write_atomic
 from reports.figures import svg
-from reports.gallery.beside_papers import Printed, printed_of
+from reports.gallery.printed_claims import Printed, printed_of
 from reports.gallery.study import ArmRow, GalleryStudy, read_studies
-from reports.gallery.thumbnail import draw_curves, draw_gains
+from reports.gallery.thumbnail import Drawing, draw_curves, draw_gains
 from reports.gallery.verdict import AXES, NAMES, cell_text, cost, gain_text, time_text, verdict
 from reports.logs.read import read_logs_of
 from reports.pages.page import write_report
@@ -47,10 +45,10 @@ class Card:
         return cost(self.study)
 
     @cached_property
-    def thumbnail(self) -> Markup:
+    def thumbnail(self) -> Drawing:
         """The curves of the main metric, or the intervals of the speed-ups of a study without curves."""
         main, curves = self.study.main, self.study.curves
-        drawn = Markup("")
+        drawn = None
         if curves is not None:
             found = read_logs_of([curves], wanted=lambda _, metric: metric == main.metric).curves
             drawn = draw_curves(found, main.targets[0] if len(main.targets) == 1 else None, main.metric)

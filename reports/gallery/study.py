@@ -24,6 +24,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.files.csv_cells import plain
 from harness.files.files import read_text, read_toml
@@ -36,8 +37,10 @@ FILE = "gallery.toml"
 LARGEST = 64 * 2**20
 """Most bytes of a CSV file."""
 ARMS = ("axis", "method", "baseline", "metric", "target", "n", "time")
-RUNS = ("method", "seed", "run", "status")
-FINALS = ("metric", "method", "step", "n", "mean", "sd")
+RUNS = ("method", "seed", "run", "status", "final", "censored", "steps")
+FINALS = ("metric", "method", "step", "n", "mean", "low", "high")
+SECTIONS = RunSpec.model_fields.keys() - {"method"}
+"""Tables of a spec whose settings are those of a cell; labels name settings of a method without its table."""
 Row = Mapping[str, str]
 
 
@@ -81,8 +84,8 @@ class ArmRow:
 
     @property
     def in_one_cell(self) -> bool:
-        """True if the arm has all settings that the label of its baseline names."""
-        return set(settings(self.baseline)) <= set(settings(self.method))
+        """True if the arm has all settings of a cell that the label of its baseline names."""
+        return set(cell_settings(self.baseline)) <= set(settings(self.method))
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,15 @@ def settings(label: str) -> list[str]:
     return [part for part in label.partition(" (")[2].removesuffix(")").split(", ") if part]
 
 
+def cell_settings(label: str) -> list[str]:
+    """Return the settings outside the method's table that an arm's label names.
+
+    >>> cell_settings("repa (layer = 2, backbone.size = S)")
+    ['backbone.size = S']
+    """
+    return [one for one in settings(label) if one.partition(" = ")[0].partition(".")[0] in SECTIONS]
+
+
 def read_studies(root: Path) -> list[GalleryStudy]:
     """Return the studies in the folders of a folder, those with the most runs first."""
     studies = [read_study(file.parent) for file in sorted(root.glob(f"*/{FILE}"))]
@@ -231,6 +243,12 @@ def _arm_table(file: Path, rows: Sequence[Row]) -> ArmTable:
         targets = tuple(dict.fromkeys(float(row["target"]) for row in rows))
     except ValueError as error:
         raise UserError(f"{file}: {error}; write it again with flowrace report") from error
+    compared = [arm for arm in arms if arm.gain is not None]
+    if compared and not any(arm.in_one_cell for arm in compared):
+        raise UserError(
+            f"{file} compares no arm with a baseline of the same cell: {compared[0].method} with "
+            f"{compared[0].baseline}; write it again with flowrace report"
+        )
     runs = file.with_name(f"{file.stem}-runs.csv")
     return ArmTable(file, rows[0]["metric"], targets, arms, tuple(_read(runs)[1]) if runs.is_file() else ())
 

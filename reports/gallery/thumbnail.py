@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -35,7 +36,14 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
 
-def draw_gains(table: ArmTable, axis: str = "steps") -> Markup:
+class Drawing(NamedTuple):
+    """A thumbnail and its caption."""
+
+    svg: Markup
+    caption: str
+
+
+def draw_gains(table: ArmTable, axis: str = "steps") -> Drawing:
     """Return the speed-ups with their intervals, the fastest first, on a log scale with a line at 1."""
     compared = table.compared(axis)
     rows = compared[:MOST_ROWS]
@@ -60,18 +68,22 @@ def draw_gains(table: ArmTable, axis: str = "steps") -> Markup:
     hidden = len(compared) - len(rows)
     if hidden:
         body.append(_text(LEFT, height - 6, f"and {hidden} slower", "start"))
-    return _svg(height, f"Speed-ups in {axis} with 95 % intervals", body)
+    return _drawing(height, f"Speed-ups in {axis} with 95 % intervals", body)
 
 
-def draw_curves(curves: Sequence[LogCurve], target: float | None, metric: str) -> Markup:
-    """Return the curves of the runs on log scales, coloured by method, with a line at the target."""
+def draw_curves(curves: Sequence[LogCurve], target: float | None, metric: str) -> Drawing | None:
+    """Return the curves of the runs on log scales, coloured by method, with a line at the target.
+
+    The first seeds of each method are drawn if there are many runs. None if no run has two points.
+    """
     lines = [
         (curve.method, [(p.step, p.value) for p in curve.points if p.step > 0 and p.value > 0])
-        for curve in curves[:MOST_CURVES]
+        for curve in sorted(curves, key=lambda curve: curve.seed)
     ]
-    lines = [(method, points) for method, points in lines if len(points) > 1]
+    found = [(method, points) for method, points in lines if len(points) > 1]
+    lines = found[:MOST_CURVES]
     if not lines:
-        return Markup("")
+        return None
     steps = [step for _, points in lines for step, _ in points]
     values = [value for _, points in lines for _, value in points] + ([target] if target else [])
     x = Scale(min(steps), max(steps), LEFT, WIDTH - RIGHT)
@@ -81,17 +93,23 @@ def draw_curves(curves: Sequence[LogCurve], target: float | None, metric: str) -
     if target:
         body.append(_line(LEFT, y.at(target), WIDTH - RIGHT, y.at(target), "target"))
     for method, points in lines:
-        kept = points[:: max(1, len(points) // MOST_POINTS)]
-        path = " ".join(f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in kept)
+        path = " ".join(f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in thinned(points))
         body.append(f'<polyline class="arm{methods.index(method) % COLOURS}" points="{path}"/>')
     body.append(_text(LEFT, HEIGHT - 6, f"step {min(steps):,}", "start"))
     body.append(_text(WIDTH - RIGHT, HEIGHT - 6, f"{max(steps):,}", "end"))
-    return _svg(HEIGHT, f"{metric} against steps, every run", body)
+    which = "every run" if len(lines) == len(found) else f"{len(lines)} of {len(found)} runs"
+    return _drawing(HEIGHT, f"{metric} against steps, {which}", body)
 
 
-def _svg(height: float, description: str, body: Sequence[str]) -> Markup:
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return at most `MOST_POINTS` points of a curve and its last one."""
+    every = math.ceil(len(points) / MOST_POINTS)
+    return [*points[:-1:every], points[-1]]
+
+
+def _drawing(height: float, caption: str, body: Sequence[str]) -> Drawing:
     head = f'<svg class="thumbnail" viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
-    return Markup(f'{head}aria-label="{escape(description)}">{"".join(body)}</svg>')
+    return Drawing(Markup(f'{head}aria-label="{escape(caption)}">{"".join(body)}</svg>'), caption)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

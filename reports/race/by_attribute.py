@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from harness.config.spec import DataParts
 from harness.errors import UserError
 from harness.records.evaluations import SHORTFALL, recorded_name, row_of
 from harness.records.targets import TargetRule
@@ -20,7 +21,7 @@ from reports.race.run import RaceRun
 from reports.stats.curves import curve_of
 
 LOSS, OBEYS = "loss:held_out/", "obeys:"
-PARTS = ("video", "audio", "image")
+PARTS = ("image", *DataParts.model_fields)
 """Parts of samples, whose loss is not one of a group of captions."""
 FINAL = TargetRule(share=1.0)
 """The baseline's final value."""

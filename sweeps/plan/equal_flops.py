@@ -28,7 +28,8 @@ def with_equal_flops(
     if study.budget.flops_per_run is None:
         return list(runs)
     _check_schedules(study, runs)
-    return [(values, _with_steps(study, values, spec, _budget(study, values, runs))) for values, spec in runs]
+    budgets = _budgets(study, runs)
+    return [(values, _with_steps(study, values, spec, budgets[_cell(values)])) for values, spec in runs]
 
 
 def _with_steps(study: Study, values: Mapping[str, Any], spec: RunSpec, flops: float) -> RunSpec:
@@ -45,7 +46,7 @@ def _with_steps(study: Study, values: Mapping[str, Any], spec: RunSpec, flops: f
 
 def _check_schedules(study: Study, runs: Sequence[tuple[Mapping[str, Any], RunSpec]]) -> None:
     """Raise `UserError` if steps belong to the conditions of runs, which would set cells apart by them."""
-    cells = {repr(_beside_method(values)) for values, _ in runs}
+    cells = {_cell(values) for values, _ in runs}
     scheduled = next((spec.horizon for _, spec in runs if spec.horizon), "")
     if scheduled and len(cells) > 1:
         raise UserError(
@@ -55,25 +56,32 @@ def _check_schedules(study: Study, runs: Sequence[tuple[Mapping[str, Any], RunSp
         )
 
 
-def _budget(
-    study: Study, values: Mapping[str, Any], runs: Sequence[tuple[Mapping[str, Any], RunSpec]]
-) -> float:
-    """Return the FLOPs of a run: a number, or those of the baseline's run with the same other values."""
-    per_run = study.budget.flops_per_run
+def _budgets(study: Study, runs: Sequence[tuple[Mapping[str, Any], RunSpec]]) -> dict[str, float]:
+    """Return the FLOPs of a run by its cell: a number, or those of the baseline's run in the cell."""
+    per_run, others = study.budget.flops_per_run, {_cell(values): _of_cell(values) for values, _ in runs}
     if isinstance(per_run, float):
-        return per_run
-    for others, spec in runs:
-        if spec.method.name == study.baseline and _beside_method(others) == _beside_method(values):
-            return run_cost(spec).total
-    where = ", ".join(f"{path} = {value}" for path, value in _beside_method(values).items())
-    raise UserError(
-        f"study {study.name}: budget.flops_per_run = 'baseline' needs a run of the baseline "
-        f"{study.baseline or '(none is named)'}{f' with {where}' if where else ''}; give a number of FLOPs, "
-        "or add that run"
-    )
+        return dict.fromkeys(others, per_run)
+    baselines: dict[str, RunSpec] = {}
+    for values, spec in runs:
+        if spec.method.name == study.baseline:
+            baselines.setdefault(_cell(values), spec)
+    for cell, axes in others.items():
+        if cell not in baselines:
+            where = ", ".join(f"{path} = {value}" for path, value in axes.items())
+            raise UserError(
+                f"study {study.name}: budget.flops_per_run = 'baseline' needs a run of the baseline "
+                f"{study.baseline or '(none is named)'}{f' with {where}' if where else ''}; give a number of "
+                "FLOPs, or add that run"
+            )
+    return {cell: run_cost(spec).total for cell, spec in baselines.items()}
 
 
-def _beside_method(values: Mapping[str, Any]) -> dict[str, Any]:
+def _cell(values: Mapping[str, Any]) -> str:
+    """Return a key of an arm's cell. Values may be tables or lists, which have no hash."""
+    return repr(sorted(_of_cell(values).items()))
+
+
+def _of_cell(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of an arm's cell: all but those of the seed and the method."""
     return {
         path: value

@@ -20,7 +20,7 @@ def run_cost(spec: RunSpec) -> Cost:
     from harness.costs.flops import count_spec
 
     parts = (
-        *map(canonical, (spec.data, spec.backbone, spec.method, spec.flow, spec.optimizer)),
+        *map(canonical, (spec.data, spec.text, spec.backbone, spec.method, spec.flow, spec.optimizer)),
         spec.train.batch_size,
         spec.train.steps,
     )

@@ -53,6 +53,8 @@ class TuningArm:
     values: dict[str, Any]
     """The value on each axis of the study, without the seed."""
     space: SearchSpace
+    steps: int
+    """The planned steps of its runs, which the study sets or its `budget.flops_per_run` gives."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,14 @@ def trial_runs(
     steps: int | None = None,
     directory: Path | None = None,
 ) -> list[PlannedRun]:
-    """Return the runs of a trial, one for each tuning seed, with `steps` steps (default: as in the study)."""
+    """Return the runs of a trial, one for each tuning seed, with `steps` steps (default: as planned)."""
     length = {} if steps is None else {"train.steps": steps}
-    fixed = {path: (copy.deepcopy(value),) for path, value in {**arm.values, **params, **length}.items()}
+    chosen = {**arm.values, "train.steps": arm.steps, **params, **length}
+    fixed = {path: (copy.deepcopy(value),) for path, value in chosen.items()}
     axes = {"seed": study.tuning_seeds, **fixed}
     unused = {"zip": {}, "exclude": (), "baseline": None, "seeds": type(study.seeds)(), "tuning": {}}
+    # Equal FLOPs for each run of the study would replace the steps of a trial.
+    unused["budget"] = study.budget.model_copy(update={"flops_per_run": None})
     # A trial has one arm, and may end before the step of a target.
     unused |= {**restricted(study, [arm.method]), "target": Target(metric=study.target.metric)}
     shared = {path: value for path, value in study.set.items() if path not in axes}
@@ -292,7 +297,7 @@ def _arms(study: Study, runs: Sequence[PlannedRun]) -> list[TuningArm]:
     for run in runs:
         name, values = run.spec.method.name, {p: v for p, v in run.values.items() if p != "seed"}
         space = search_space(name, study.tune.space, study.tune.methods.get(name, {}))
-        if arms.setdefault(name, TuningArm(name, values, space)).values != values:
+        if arms.setdefault(name, TuningArm(name, values, space, run.spec.train.steps)).values != values:
             raise UserError(f"study {study.name} has several arms of {name}; tuning takes one arm per method")
     if unused := study.tune.methods.keys() - arms.keys():
         raise UserError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from scipy import stats
 
+from harness.data.parts import KINDS
 from harness.records.evaluations import row_of
 from reports.analysis.report import RaceReport
 from reports.cli.report import report as command
@@ -32,10 +34,9 @@ def curves(factor: Mapping[str, float], slower: float) -> dict[str, Callable[[fl
         name: lambda step, of=name: power_law(10.0, 0.5)(step * factor[of] / slower) for name in (TWO, LONG)
     }
     share = {COLOUR: lambda step: 1 - power_law(5.0, 0.5)(step * factor[COLOUR] / slower)}
-    ignored = {
-        name: power_law(10.0, 0.5)
-        for name in ("loss:held_out/video", "loss:held_out@0.5", "obeys:count/video")
-    }
+    kinds = {"image", *chain.from_iterable(KINDS.values())}
+    of_parts = [f"loss:held_out/{kind}" for kind in sorted(kinds)]
+    ignored = {name: power_law(10.0, 0.5) for name in (*of_parts, "loss:held_out@0.5", "obeys:count/video")}
     return losses | share | ignored
 
 

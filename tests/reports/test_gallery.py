@@ -7,13 +7,19 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.errors import UserError
 from reports.analysis.rows import ARM_COLUMNS
+from reports.gallery import printed_claims
+from reports.gallery.printed_claims import printed_of
 from reports.gallery.site import Card, render, write_gallery
 from reports.gallery.study import read_studies, read_study
+from reports.gallery.thumbnail import MOST_POINTS, RIGHT, WIDTH, draw_curves
+from reports.literature.database import load_literature
+from reports.logs.curves import LogCurve, LogPoint
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -107,6 +113,52 @@ def test_arms_of_other_cells_are_not_compared() -> None:
     assert all("audio_weight = 0.66" in row.method for row in table.compared("steps"))
 
 
+def test_settings_of_the_baselines_method_are_no_cell(tmp_path: Path) -> None:
+    label = "flow (guidance = 2)"
+    table = read_study(study(tmp_path, arms=ARMS.replace(",flow,fid", f",{label},fid"))).main
+    assert [row.method for row in table.compared("steps")] == ["repa", "sra"]
+
+
+def test_thumbnail_of_many_long_curves_keeps_every_method_and_the_last_point_and_counts_the_runs() -> None:
+    def curve(method: str, seed: int) -> LogCurve:
+        points = tuple(LogPoint(step, 1000.0 / step, "") for step in range(1, 200))
+        return LogCurve(method, seed, "fid", points, "file")
+
+    runs = [curve(method, seed) for method in ("flow", "repa") for seed in range(100)]
+    drawn = draw_curves(runs, None, "fid")
+    assert drawn is not None and drawn.caption == "fid against steps, 80 of 200 runs"
+    paths = re.findall(r'class="arm(\d)" points="([^"]*)"', drawn.svg)
+    assert [method for method, _ in paths].count("1") == 40
+    assert {path.split()[-1].split(",")[0] for _, path in paths} == {f"{WIDTH - RIGHT:.1f}"}
+    assert max(len(path.split()) for _, path in paths) <= MOST_POINTS + 1
+
+
+def test_caption_follows_the_drawing(tmp_path: Path) -> None:
+    study(tmp_path, curves="\n".join(curves().splitlines()[:2]) + "\n")
+    page = render([Card(one) for one in read_studies(tmp_path)])["index.html"]
+    assert "<polyline" not in page and "Speed-ups in steps with 95 % intervals. Target" in page
+
+
+def test_printed_pair_is_that_of_the_longest_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repa = next(
+        one for one in load_literature().numbers if one.arm == "repa" and one.dataset == "ImageNet-256"
+    )
+    common = {"paper": "P", "dataset": "noise", "measure": "FID", "value": 5.0}
+    numbers = [
+        repa.model_copy(update={**common, "arm": arm, "network": network, "steps": steps})
+        for network, steps in (("SiT-B/2", 4_000_000), ("SiT-XL/2", 400_000))
+        for arm in ("repa", "flow")
+    ]
+    monkeypatch.setattr(
+        printed_claims, "load_literature", lambda: SimpleNamespace(numbers=numbers, ratios=[])
+    )
+    about = ABOUT + 'published = { dataset = "noise", metric = "FID" }'
+    (found,) = printed_of(read_study(study(tmp_path, about=about)))
+    assert "at 4M steps" in found.text
+
+
 def test_gallery_of_the_repository_has_every_study_and_no_broken_link(tmp_path: Path) -> None:
     pages = write_gallery(RESULTS, tmp_path)
     assert [page.name for page in pages[:1]] == ["index.html"] and len(pages) == len(NAMES) + 1
@@ -141,7 +193,7 @@ def test_a_study_without_curves_shows_its_intervals(tmp_path: Path) -> None:
 def test_text_of_a_study_is_escaped(tmp_path: Path) -> None:
     about = ABOUT.replace("Two arms", INERT).replace("noise", f"{INERT} & noise")
     runs = f"method,seed,run,status,final,censored,steps\n{INERT},0,{INERT},{INERT},{INERT},,{INERT}\n"
-    finals = f"metric,method,step,n,mean,sd,low,high\n{INERT},{INERT},{INERT},3,{INERT},,{INERT},{INERT}\n"
+    finals = f"metric,method,step,n,mean,low,high\n{INERT},{INERT},{INERT},3,{INERT},{INERT},{INERT}\n"
     files = {"two-runs": runs, "two-finals": finals}
     folder = study(tmp_path, about=about, arms=ARMS.replace("repa,", f"{INERT},"), **files)
     card = Card(read_study(folder))
@@ -159,8 +211,14 @@ def test_text_of_a_study_is_escaped(tmp_path: Path) -> None:
         ({"arms": ARMS.splitlines()[0] + "\n"}, "has no arms"),
         ({"arms": ARMS.replace("625.0", "many")}, "could not convert string to float"),
         ({"other": "a,b\n1,2\n"}, "has columns that no report writes: a, b"),
+        ({"two-runs": "method,seed,run,status,final\n"}, "has columns that no report writes: method, seed"),
+        ({"two-finals": "metric,method,step,n,mean,sd\n"}, "has columns that no report writes: metric"),
+        (
+            {"arms": ARMS.replace(",flow,fid", ",flow (data = words),fid")},
+            "no arm with a baseline of the",
+        ),
     ],
-    ids=["field", "extra", "toml", "columns", "empty", "number", "unknown file"],
+    ids=["field", "extra", "toml", "columns", "empty", "number", "unknown file", "runs", "finals", "cells"],
 )
 def test_a_broken_study_is_named_before_anything_is_written(
     files: dict[str, str], message: str, tmp_path: Path

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.sequential import censored, edge, families, of_curves
+from benchmarks.sequential import censored, edge, families, of_curves, recorded_ratios
 from reports.stats.sequential import SPENDING, anytime_critical, boundaries
+from tests.conftest import ROOT
 
 PATHS = 200_000
 
@@ -137,3 +139,15 @@ def test_early_ends_keep_coverage_and_false_support_of_races_on_curves() -> None
         )
         assert early["all intervals contain the truth"] > 0.95 - 4 * math.sqrt(0.05 / 600)
         assert early["median speed-up"] == pytest.approx(full["median speed-up"], rel=0.01)
+
+
+def test_replayed_races_read_the_committed_runs_of_methods_digits() -> None:
+    """The arms and their mean log ratios are those of the table that the report wrote of the same runs."""
+    ratios, flow = recorded_ratios()
+    with open(ROOT / "benchmarks/results/methods-digits/methods-digits.csv", encoding="utf-8") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file) if row["axis"] == "steps"}
+    own = rows.pop("flow")
+    assert ratios.keys() == {arm for arm, row in rows.items() if row["not_reached"] == "0"}
+    assert flow == pytest.approx(float(own["time"]))
+    for arm, logs in ratios.items():
+        assert math.exp(np.mean(logs)) == pytest.approx(float(rows[arm]["speedup"]))

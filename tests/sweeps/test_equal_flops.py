@@ -20,9 +20,12 @@ from reports.race.verdict import caveats_of
 from sweeps.cli.extend import extend
 from sweeps.cli.sweep import sweep
 from sweeps.plan.plan import PlannedRun, make_plan
+from sweeps.plan.run_cost import run_cost
 from sweeps.plan.study import study_of
 from sweeps.plan.study_folder import write_plan
+from sweeps.tune.tuner import make_tuning_study, trial_runs
 from tests.reports.synthetic import METRIC, write_run
+from tests.support.runs import tiny
 
 STUDY: dict[str, Any] = {
     "name": "equal",
@@ -31,6 +34,7 @@ STUDY: dict[str, Any] = {
     "axes": {"seed": [0, 1], "method.name": ["flow", "tread", "sra"]},
     "set": {"backbone.size": "pico", "train.steps": 40, "eval.every": 20},
 }
+TEXT = ("backbone.patch=8", "text.encoder=random:text", "eval.metrics=['loss:held_out']")
 
 
 def planned(per_run: float | str, **other: Any) -> list[PlannedRun]:
@@ -82,6 +86,27 @@ def test_decay_to_the_last_step_is_supported_in_one_cell() -> None:
     assert len({run.id for run in runs}) == 6 and len({run.spec.train.steps for run in runs}) == 3
     with pytest.raises(UserError, match=r"train\.decay makes steps a condition of a run"):
         planned("baseline", **decaying, axes={"backbone.patch": [2, 4], "method.name": ["flow", "tread"]})
+
+
+def test_trials_of_tuning_have_their_own_steps_and_by_default_the_planned_ones(tmp_path: Path) -> None:
+    changes = {
+        "axes": {"method.name": ["flow", "tread"]},
+        "seeds": {"audit": 1, "tuning": [100]},
+        "tune": {"trials": 1, "space": {"train.learning_rate": {"low": 1e-3, "high": 1e-2}}},
+        "budget": {"flops_per_run": "baseline"},
+    }
+    study = study_of({**STUDY, **changes}, "test")
+    steps = {run.spec.method.name: run.spec.train.steps for run in make_plan(study).runs}
+    arms = make_tuning_study(study, tmp_path).arms
+    assert [trial_runs(study, arm, {})[0].spec.train.steps for arm in arms] == list(steps.values())
+    assert {trial_runs(study, arm, {}, 7)[0].spec.train.steps for arm in arms} == {7}
+
+
+def test_runs_that_differ_in_their_captions_are_counted_separately() -> None:
+    captions = [tiny("data.name=prompts", "backbone.kind=mmdit", f"text.length={n}", *TEXT) for n in (8, 64)]
+    for spec in captions:
+        assert run_cost(spec) == count_spec(spec)
+    assert run_cost(captions[0]) != run_cost(captions[1])
 
 
 def test_dry_run_prints_the_steps_and_the_equal_flops(tmp_path: Path) -> None:

@@ -375,11 +375,15 @@ def test_study_that_cannot_be_tuned_is_rejected(
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))
 def test_declared_spaces_are_valid_for_digits_and_the_default(tmp_path: Path, method: str) -> None:
-    """Both ends of every declared range make a valid spec, and the method's default is inside it."""
+    """Every choice and both ends of every range make a valid spec, and the method's default is among them."""
     spec = load_spec("digits", [f"method.name={method}"])
     for name, declared in type(spec.method).space.items():
         dimension = Dimension.model_validate(declared)
         for end in dimension.grid():
             load_spec("digits", [f"method.name={method}", f"method.{name}={end}"])
         default = getattr(spec.method, name)
-        assert dimension.low <= default <= dimension.high
+        if dimension.choices:
+            assert default in dimension.choices
+        else:
+            low, high = dimension.bounds
+            assert low <= default <= high

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from harness.data.open import images, open_dataset, split
-from harness.encoders.base import Choice, open_encoder
+from harness.encoders import pca
+from harness.encoders.base import Choice, described, open_encoder
 from harness.encoders.pca import PcaEncoder
 from harness.errors import UserError
 from tests.support.runs import tiny
@@ -40,6 +41,15 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
     # Not whitened: the variance of a component is its eigenvalue.
     variance = encoder.features(pixels(train)).flatten(0, 1).var(dim=0, correction=0)
     np.testing.assert_allclose(variance, sizes[:5] ** 2 / len(tokens), rtol=1e-3)
+
+
+def test_cost_of_the_axes_is_one_pass_over_the_training_images_up_to_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder, images = opened("pca:5:random:tiny"), len(split(DATASET, 0.5).train)
+    assert described(encoder)["one_off_flops"] == encoder.inner.flops * images
+    monkeypatch.setattr(pca, "IMAGES", 7)
+    assert opened("pca:5:random:tiny").one_off_flops == encoder.inner.flops * 7
 
 
 def test_axes_are_read_from_the_cache() -> None:

@@ -19,9 +19,12 @@ from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.evaluation.held_out_loss import HeldOutLoss
+from harness.files.files import write_atomic
 from harness.latents import captions as captions_module
+from harness.latents import encode as encode_module
 from harness.latents.captions import STATES, staged_digests, states_file
 from harness.latents.encode import _write_staged
+from harness.latents.shards import MANIFEST
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.text.captions import RunCaptions, open_captions
@@ -164,6 +167,23 @@ def test_states_that_a_stopped_import_has_read_are_not_read_again(
     assert not list(tmp_path.glob("out/*.part"))
     again = {name: value for name, value in content(tmp_path / "out").items() if "json" not in name}
     assert again == {name: value for name, value in content(imported).items() if "json" not in name}
+
+
+def test_import_that_stops_before_its_manifest_leaves_no_part_and_is_finished_by_the_same_command(
+    coco: Path, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        if path.name == MANIFEST:
+            raise OSError(28, "No space left on device")
+        write_atomic(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_module, "write_atomic", full)
+        stopped = attempt(coco, tmp_path / "out", "--resolution", "8")
+    assert "No space left on device" in str(stopped.exception)
+    assert (tmp_path / "out" / STATES).exists() and not list(tmp_path.glob("out/*.part"))
+    import_data(coco, tmp_path / "out", "--resolution", "8")
+    assert content(tmp_path / "out") == content(imported)
 
 
 def test_ranks_divide_the_reading_of_states(

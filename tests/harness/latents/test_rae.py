@@ -171,7 +171,8 @@ def test_training_is_rejected_for_wrong_choices(tmp_path: Path, rae: Path) -> No
         "--encoder", "random:tiny", "--grid", "3", *out
     )
     assert "unknown size" in error_of("--encoder", "random:tiny", "--decoder", "huge", *out)
-    assert "stores features of one data set" in error_of("--encoder", "cached:local:tiny", *out)
+    for encoder in ("cached:local:tiny", "pca:2:local:tiny", "run:runs/0123456789ab", "torchscript:x", "x:y"):
+        assert "choose one of timm, open_clip, local, random" in error_of("--encoder", encoder, *out)
     assert "is not empty" in error_of("--encoder", "random:tiny", "--out", str(rae))
     assert not (tmp_path / "out").exists()
 

@@ -122,7 +122,8 @@ def test_command_prints_rates_with_intervals_and_changes_nothing(record: Record)
 
 
 def test_options_that_exclude_each_other_and_runs_on_labels_are_refused(tmp_path: Path) -> None:
-    for name, spec in (("labels", tiny()), ("text", tiny(*TEXT))):
+    given = tiny(*TEXT, "data.given=top_half")
+    for name, spec in (("labels", tiny()), ("text", tiny(*TEXT)), ("given", given)):
         with RecordWriter(tmp_path / name) as writer:
             writer.write_spec(spec.to_toml())
     for path, words, sentence in (
@@ -131,6 +132,7 @@ def test_options_that_exclude_each_other_and_runs_on_labels_are_refused(tmp_path
         ("text", ["--control"], "--control and --prompts are mutually exclusive"),
         ("", [], "--prompts applies to one run"),
         ("labels", [], "--prompts needs a run that is conditioned on text"),
+        ("given", [], "samples of this run have given tokens"),
     ):
         result = CliRunner().invoke(cli, ["probe", str(tmp_path / path), "--prompts", *words])
         assert isinstance(result.exception, UserError) and sentence in str(result.exception)

@@ -65,4 +65,4 @@ def _pair(
         for theirs in numbers
         if theirs.arm in bases and theirs.paper == ours.paper and same_test(ours, theirs)
     ]
-    return max(pairs, key=lambda pair: (pair[0].network, float(pair[0].steps)), default=None)
+    return max(pairs, key=lambda pair: (float(pair[0].steps), pair[0].network), default=None)
