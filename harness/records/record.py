@@ -241,7 +241,11 @@ class Record:
     @cached_property
     def _is_plain(self) -> bool:
         """True if `of("eval")` has the events of the evaluations during training as they are."""
-        shown, trained = self.shown_conditions, self._trained
+        trained = self._trained
+        if not trained and not self._later_lines:
+            # A run that has not started has no spec either.
+            return True
+        shown = self.shown_conditions
         return (
             not self._later_lines
             and list(self._conditions.values()) == [shown]
