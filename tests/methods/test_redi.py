@@ -95,9 +95,7 @@ WORDS = ("method.name=redi", "method.encoder.name=random:tiny", "method.rank=3")
 
 
 def test_validation_loss_is_rejected() -> None:
-    with pytest.raises(
-        UserError, match="does not support redi, whose further channels need the encoder's output"
-    ):
+    with pytest.raises(UserError, match="does not support redi, whose network is given an encoder's output"):
         tiny(*WORDS, "eval.metrics=['loss:held_out']")
 
 
