@@ -4,7 +4,8 @@
     x_t = (1 - t) [x0, z] + t [eps, eps_z]                       the network has `rank` further channels
     L   = mean || v - (eps - x0) ||^2 + feature_weight * mean || v_z - (eps_z - z) ||^2
 
-The sampler integrates both, and drops z at the end.
+Both means have the factor of `flow.weighting` at each time. The sampler integrates both, and drops z at the
+end.
 Defaults: as released (zelaki/ReDi 58c65a8, train_redi.py and transport.py), rank 8, weight 1, bilinear
 upsampling from the token grid, DINOv2-B with registers. harness/encoders/pca.py computes the components.
 Cost: the encoder's forward pass at every step; wider first and last layers, also in sampling.

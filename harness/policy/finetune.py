@@ -34,7 +34,7 @@ def finetune_spec(
     frozen: bool = False,
     overrides: Sequence[str] = (),
 ) -> RunSpec:
-    """Return the spec of a policy on demonstrations, with the backbone of a run or of another spec.
+    """Return the spec of a policy on demonstrations, with the network of a run or of another spec.
 
     It starts from the EMA weights of the run at a step, by default the newest; `from_scratch` from initial
     ones, and `frozen` trains the layers of state and actions alone. Raises `UserError` for settings that

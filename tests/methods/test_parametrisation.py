@@ -137,7 +137,7 @@ def test_flow_loss_equals_its_closed_form(name: str, kind: str) -> None:
     ("name", "part"), [("internal_guidance", "align"), ("contrastive_flow", "align"), ("redi", "features")]
 )
 def test_second_velocity_has_the_factor_of_its_time_and_u_does_not_fit_it(name: str, part: str) -> None:
-    """At one time, exp(-u(t)) and min(SNR, gamma) t^2 are factors of the whole term."""
+    """At one time, exp(-u(t)) and min(SNR, gamma) t^2 are factors of the term."""
     terms, factors = {}, {"none": 1.0, "min_snr": 3.0 * 0.3**2}
     for weighting in ("none", "min_snr", "log_variance"):
         method, backbone = made(name, FlowSpec(weighting=weighting, gamma=3.0))
