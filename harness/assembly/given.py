@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from harness.backbone.network import BackboneConfig
-from harness.backbone.tokens import Part
 from harness.config.spec import DataSpec
 from harness.errors import UserError
+
+# Plans read the modalities, and import no torch.
+if TYPE_CHECKING:
+    from harness.backbone.network import BackboneConfig
+    from harness.backbone.tokens import Part
 
 SUITS = {"first_frame": ("video", "joint"), "top_half": ("image",)}
 """Value of `data.given` -> modalities that it suits."""

@@ -84,6 +84,7 @@ def test_method_costs_the_same_as_flow_when_off(method: type[Method], cost_of_fl
     assert count(made(method, **off(method)), tiny("train.steps=3")) == cost_of_flow
 
 
+@few_methods_fast
 def test_gradient_reaches_all_trained_weights_and_no_others(method: type[Method]) -> None:
     objective = made(method)
     pupil, given = student(objective.needs()), batch(objective.needs())
@@ -93,6 +94,7 @@ def test_gradient_reaches_all_trained_weights_and_no_others(method: type[Method]
     assert pupil.ema is None or all(p.grad is None for p in pupil.ema.parameters())
 
 
+@few_methods_fast
 def test_step_has_the_same_bits_when_repeated(method: type[Method]) -> None:
     def once() -> tuple[Tensor, dict[str, Tensor]]:
         objective = made(method)

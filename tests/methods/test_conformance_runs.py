@@ -30,6 +30,7 @@ from tests.support.runs import TINY, everything, losses, part, tiny, trained
 pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
+@few_methods_fast
 def test_optimizer_has_only_student_and_method(method: type[Method]) -> None:
     """In a run built by the trainer, encoder features have no gradient, and neither have the teacher's
     weights."""

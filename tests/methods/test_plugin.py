@@ -49,6 +49,7 @@ def test_plugin_is_listed_and_explained() -> None:
     assert "L = L_gen + coefficient * mean_{samples, tokens, channels}" in page and "EMA teacher" in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_networks")
 def test_plugin_trains(plugin_site: Path, tmp_path: Path) -> None:
     """By the command in a process of its own."""

@@ -110,6 +110,7 @@ def check_same(found: Record, known: Record) -> None:
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Replicated, and sharded."""
     asked = ("method.name=self_flow",)

@@ -90,6 +90,7 @@ def test_draw_present_keeps_one_part_when_shares_sum_to_one(alone: tuple[float, 
     assert present.double().mean(dim=0).tolist() == pytest.approx(alone, abs=0.03)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_run_without_dropout() -> None:
     """Only the present parts differ, and they do not depend on how a batch is split."""
     for name in MIXED:
@@ -111,7 +112,7 @@ def test_complete_samples_have_the_loss_without_dropout_bit_for_bit() -> None:
         assert torch.equal(total, expected) and same(grads, others), name
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_missing_parts_affect_neither_loss_nor_gradients(name: str) -> None:
     """Other data and noise in a missing part give the same bits."""
     run = case(name, *MIX)

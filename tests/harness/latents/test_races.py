@@ -184,7 +184,7 @@ def test_encode_raises_for_samples_that_the_codec_cannot_encode(
     assert "needs 3 channels, but the samples have 1" in error_of(
         "moving_digits", "--codec", wan, "--set", "data.frames=5", *out
     )
-    assert "'wan-vae' encodes video, but these samples are image; use identity or sd-vae" in (
+    assert "'wan-vae' encodes video, but these samples are image; use identity or rae or sd-vae" in (
         error_of("digits", "--codec", wan, *out)
     )
     assert "'dac' encodes audio, but these samples are video" in error_of(
