@@ -93,7 +93,7 @@ def test_encoder_with_another_grid_is_rejected(method: type[Method], monkeypatch
 @few_methods_fast
 def test_validation_loss_is_measured_or_refused_by_name(method: type[Method]) -> None:
     asked = (*words(method), 'eval.metrics=["loss:held_out"]', "eval.samples=3", "eval.batch_size=3")
-    if tiny(*words(method)).method.needs().summary:
+    if tiny(*words(method)).method.needs().generates:
         with pytest.raises(
             UserError, match=rf"loss:held_out' does not support {re.escape(name_of(method))},"
         ):
