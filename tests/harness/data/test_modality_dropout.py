@@ -195,8 +195,12 @@ def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
 
 def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
     """Return a batch and its draw restricted to one part."""
+    x0 = run.model.config.split_parts(batch.x0)[place]
+    return replace(batch, x0=x0, present=None), cut_draw(run, draw, place)
+
+
+def cut_draw(run: Run, draw: Draw, place: int) -> Draw:
     config = run.model.config
-    x0, noise = (config.split_parts(value)[place] for value in (batch.x0, draw.noise))
 
     def of_tokens(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.split([p.tokens for p in config.parts], dim=1)[place]
@@ -205,7 +209,9 @@ def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
     if levels.shape[1] == config.tokens:
         levels = of_tokens(levels)
     times = Times(levels, of_tokens(draw.times.which))
-    return replace(batch, x0=x0, present=None), Draw(noise, times, of_tokens(draw.groups), draw.extra)
+    noise = config.split_parts(draw.noise)[place]
+    twin = None if draw.twin is None else cut_draw(run, draw.twin, place)
+    return Draw(noise, times, of_tokens(draw.groups), draw.extra, twin=twin)
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["video", "audio"])
