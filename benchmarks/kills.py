@@ -2,10 +2,10 @@
 
     python -m benchmarks.kills [--seed 20261130] [--quick --out FILE]
 
-Runs, extensions, evaluations of studies and imports: five methods on pictures, videos and sound, each seconds
-long, on one core. A killed command is run again. Every file it leaves is compared with those of one that was
-not killed. Writes benchmarks/results/kills.json; exit code 1 if there is a difference. `--quick` kills each
-command once, and needs `--out`: its counts do not replace those of the full run.
+Runs, extensions, evaluations of studies, imports and rollouts: five methods on pictures, videos and sound,
+each seconds long, on one core. A killed command is run again. Every file it leaves is compared with those of
+one that was not killed. Writes benchmarks/results/kills.json; exit code 1 if there is a difference. `--quick`
+kills each command once, and needs `--out`: its counts do not replace those of the full run.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ from tests.support.kills import (
     LAYOUTS,
     METHODS,
     OF_MODALITY,
+    POLICIES,
     Differs,
     Scene,
     check_kill,
     eval_scene,
     extend_scene,
     import_scene,
+    rollout_scene,
     run_scene,
     unbroken,
 )
 from tests.support.quick import quickly_trained
 
-KILLS = {"run": 7, "extend": 3, "eval STUDY": 10, "import": 4}
-"""Kills of each scene: 15 runs, 15 extensions, 3 studies and 5 imports make 200."""
+KILLS = {"run": 7, "extend": 3, "eval STUDY": 10, "import": 4, "rollout": 10}
+"""Kills of each scene: 15 runs, 15 extensions, 3 studies, 5 imports and 2 rollouts make 220."""
 ONCE = dict.fromkeys(KILLS, 1)
 SEED = 20261130
 RESULT = Path(__file__).parent / "results" / "kills.json"
@@ -64,6 +66,8 @@ def scenes() -> Iterator[Make]:
         yield partial(eval_scene, modality)
     for layout in LAYOUTS:
         yield partial(import_scene, layout)
+    for policy in POLICIES:
+        yield partial(rollout_scene, policy)
 
 
 def instants_of(scene: Scene, count: int, first: int) -> list[str]:

@@ -85,7 +85,7 @@ def test_kills_on_the_page_are_those_recorded() -> None:
     assert found["kills"] >= 200 and found["differences"] == 0
     assert len(found["by method"].keys() - {"all five"}) >= 5
     assert sum(found["by layout"].values()) == found["by command"]["import"]
-    assert set(found["by modality"]) == {"image", "video", "audio"}
+    assert set(found["by modality"]) == {"image", "video", "audio", "robot"}
     rows = dict(re.findall(r"^\| `([^`]+)` \| (\d+) \| 0 \|$", PAGE, re.MULTILINE))
     assert {name: int(count) for name, count in rows.items()} == found["by command"]
 

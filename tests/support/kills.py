@@ -28,7 +28,7 @@ import tomli_w
 import torch
 
 from harness.config.tables import parse_override
-from harness.records import checkpoint, evaluations
+from harness.records import checkpoint, evaluations, rollouts
 from harness.records.record import CLOCK, LOCK, Record, RecordWriter, find_records
 from sweeps.launch import local
 from sweeps.plan.plan import make_plan
@@ -46,6 +46,8 @@ METHODS = ("flow", "repa", "self_flow", "sra", "haste")
 OF_MODALITY = {"image": ("backbone.patch=2",), "video": MODALITIES["video"], "audio": MODALITIES["audio"]}
 LAYOUTS = ("sit", "repa", "self-flow", "irepa", "reg")
 STEPS, EXTENDED = 6, 12
+EPISODES, TASK = 6, "open-and-place:open"
+POLICIES = ("run", "expert")
 SETTINGS = (*TINY, *SMALL, "train.checkpoint_every=2", "eval.samples=8", "data.workers=0")
 ATTEMPTS = 20
 """Tries of a random kill, because a command may end before its instant."""
@@ -95,6 +97,16 @@ def torn_answer(calls: int) -> None:
     kill._die_in(evaluations, "sync_file", calls, evaluations.sync_file, instead=half)
 
 
+def torn_episode(calls: int) -> None:
+    """Die when the line of an episode is half-written."""
+
+    def half(file: IO[bytes]) -> None:
+        file.flush()
+        os.truncate(file.fileno(), os.fstat(file.fileno()).st_size - 9)
+
+    kill._die_in(rollouts, "sync_file", calls, rollouts.sync_file, instead=half)
+
+
 def in_a_temporary_file(calls: int) -> None:
     """Die while safetensors writes a checkpoint to its own temporary file, which it would rename."""
 
@@ -128,6 +140,11 @@ TRAINING: Chosen = {
 }
 MEASURING: Chosen = {
     "in a half-written line": (torn_answer, range(2)),
+    "before a rename": (kill.before_a_rename, range(1)),
+    "after a rename": (kill.after_a_rename, range(1)),
+}
+ACTING: Chosen = {
+    "in a half-written line": (torn_episode, range(EPISODES)),
     "before a rename": (kill.before_a_rename, range(1)),
     "after a rename": (kill.after_a_rename, range(1)),
 }
@@ -212,6 +229,27 @@ def import_scene(layout: str, folder: Path) -> Scene:
         return ("import", out / "weights.pt", "--out", out / "runs", *given)
 
     return Scene("import", layout, "image", command, before, IMPORTING)
+
+
+def rollout_scene(policy: str, folder: Path) -> Scene:
+    """Return the rollout of a tiny policy of flow matching, or of the scripted expert."""
+    before = folder / "policy"
+    before.mkdir(parents=True)
+    if policy == "run":
+        done(("data", "demos", TASK, "-n", 4, "--out", folder / "demos", "--json"))
+        kept = [s for s in TINY if not s.startswith(("eval.", "train.steps"))]
+        own = ("train.steps=2", "data.frames=1", "backbone.patch=8", "eval.samples=4", "eval.batch_size=4")
+        words = [word for setting in (*kept, *own) for word in ("--set", setting)]
+        given = ("--from-scratch", "--task", TASK, "--demos", folder / "demos", "--out", before)
+        done(("finetune", "demos", *given, *words, "--no-track", "--quiet"))
+    names = [path.name for path in before.iterdir()]
+
+    def command(out: Path) -> Sequence[object]:
+        acting = out / names[0] if names else policy
+        given = ("--task", TASK, "-n", EPISODES, "--batch", 2, "--out", out / "acts", "--json")
+        return ("rollout", acting, *given)
+
+    return Scene("rollout", "flow" if names else "none", "robot", command, before, ACTING)
 
 
 def done(words: Sequence[object]) -> None:
