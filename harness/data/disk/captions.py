@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,8 +171,9 @@ def _of_rows(
 def _absent(root: Path, listed: Iterable[str], names: Sequence[str]) -> str:
     """Return how many files of a table do not exist, in words; empty if all do."""
     known = set(names)
-    absent = [name for name in listed if name not in known and not (root / name).is_file()]
-    return f"; {len(absent)} listed files do not exist (first: {absent[0]})" if absent else ""
+    # Of a name that is too long for any file, pathlib raises.
+    absent = [name for name in listed if name not in known and not os.path.isfile(root / name)]
+    return f"; {len(absent)} listed files do not exist (first: {absent[0][:200]})" if absent else ""
 
 
 def _refuse_shared(root: Path, names: Sequence[str]) -> None:

@@ -237,6 +237,13 @@ def test_rows_of_files_that_do_not_exist_are_counted_and_the_first_is_named(tmp_
     )
 
 
+def test_row_of_a_name_too_long_for_a_file_is_one_that_does_not_exist(tmp_path: Path) -> None:
+    names = images(tmp_path)
+    (tmp_path / "metadata.csv").write_text(csv_of([*names, "x" * 5000], ["a"] * (len(names) + 1)))
+    line = found_in(opened("folder", tmp_path, caption_key="usual")).line()
+    assert f"1 listed files do not exist (first: {'x' * 200})" in line
+
+
 # ---- spec ----
 
 
