@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,11 +15,13 @@ def main() -> None:
     from harness.errors import UserError
     from reports.gallery.site import write_gallery
 
-    output = Path(sys.argv[1] if len(sys.argv) > 1 else "build/gallery")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/gallery"))
+    output = parser.parse_args().folder
     try:
         print(write_gallery(ROOT / "benchmarks" / "results", output)[0])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
