@@ -39,7 +39,7 @@ max_pairs = 4
 until = "decided"
 patience = 1
 """
-STEPS = 240
+STEPS = 600
 """Long enough for the test to find a run before it ends."""
 
 
@@ -78,7 +78,9 @@ def logged(folder: Path, name: str, word: str) -> bool:
 
 def sweep(study: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
     settings = [
-        word for setting in (*TINY, f"train.steps={STEPS}", "eval.every=120") for word in ("--set", setting)
+        word
+        for setting in (*TINY, f"train.steps={STEPS}", f"eval.every={STEPS // 2}")
+        for word in ("--set", setting)
     ]
     command = [
         sys.executable,
