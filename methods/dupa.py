@@ -14,19 +14,19 @@ network is a DDT, in which a separate decoder predicts the velocity from the ali
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import part_times, times_of_parts
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import check_layer, cosine, layer_at, mlp, resolved_layer, taps_of
-from methods.common.method import Losses, Method, MethodConfig, Needs, Setting, flow_loss
+from methods.common.alignment import cosine, mlp, resolved_layer
+from methods.common.method import Losses, Method, Setting, flow_loss
 from methods.common.missing_parts import mean_of_tokens, present_tokens
+from methods.common.one_layer import OneLayerConfig
 
 PUBLISHED_LAYER = {"L": 8, "XL": 8}
 
@@ -37,8 +37,9 @@ class Dupa(Method):
     parts_mixed = True
     student_cost = (2.0, 2.1)
 
-    class Config(MethodConfig):
+    class Config(OneLayerConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        published_layer: ClassVar = PUBLISHED_LAYER
         space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
         name: Literal["dupa"] = "dupa"
@@ -48,17 +49,6 @@ class Dupa(Method):
         """The layer that is aligned (1-based)."""
         projector_width: int = Field(2048, ge=1)
         """Hidden width of the three-layer projector."""
-
-        def resolved(self, backbone: BackboneSpec) -> Self:
-            default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.3, backbone)
-            return self.model_copy(update={"layer": check_layer("layer", self.layer, default, backbone)})
-
-        @property
-        def strength(self) -> float:
-            return self.coefficient
-
-        def needs(self) -> Needs:
-            return Needs(taps=taps_of(self.layer)) if self.coefficient else Needs()
 
     config: Config
 

@@ -12,19 +12,19 @@ Disputed: no official code was found; layers and weight come from secondary note
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.network import Prediction
 from harness.backbone.tokens import patchify
-from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
-from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
+from methods.common.alignment import distance, mlp, resolved_layer
 from methods.common.given_tokens import generated_only
-from methods.common.method import Method, MethodConfig, Needs, Setting
+from methods.common.method import Method, Setting
+from methods.common.one_layer import OneLayerConfig
 
 PUBLISHED_LAYER = {"B": 2, "L": 8, "XL": 8}
 
@@ -36,8 +36,10 @@ class Sra2(Method):
     parts_apart = False
     masks_given = True
 
-    class Config(MethodConfig):
+    class Config(OneLayerConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        published_layer: ClassVar = PUBLISHED_LAYER
+        share_of_depth: ClassVar[float] = 0.2
         space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.2, "high": 4.0, "log": True}}
 
         name: Literal["sra2"] = "sra2"
@@ -53,17 +55,6 @@ class Sra2(Method):
         """Width of the projector's hidden layers."""
         projector_layers: int = Field(5, ge=1)
         """Number of linear layers of the projector."""
-
-        def resolved(self, backbone: BackboneSpec) -> Self:
-            default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.2, backbone)
-            return self.model_copy(update={"layer": check_layer("layer", self.layer, default, backbone)})
-
-        @property
-        def strength(self) -> float:
-            return self.coefficient
-
-        def needs(self) -> Needs:
-            return Needs(taps=taps_of(self.layer)) if self.coefficient else Needs()
 
     config: Config
 
