@@ -15,20 +15,20 @@ Disputed: beta2 is 0.95 in the paper and 0.999 in the code (issue 4).
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.network import Prediction
-from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from harness.runtime.precision import product
-from methods.common.alignment import check_layer, in_groups, layer_at, resolved_layer, taps_of
+from methods.common.alignment import in_groups, resolved_layer, taps_of
 from methods.common.given_tokens import generated_only
-from methods.common.method import Method, MethodConfig, Needs
+from methods.common.method import Method, Needs
+from methods.common.one_layer import OneLayerConfig
 
 
 class Dispersive(Method):
@@ -36,8 +36,9 @@ class Dispersive(Method):
     headline = "SiT-B/2 FID 32.35 against 36.49 after 80 epochs, ODE, no guidance (DispLoss)"
     masks_given = True
 
-    class Config(MethodConfig):
+    class Config(OneLayerConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        share_of_depth: ClassVar[float] = 0.25
         space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
         name: Literal["dispersive"] = "dispersive"
@@ -49,14 +50,6 @@ class Dispersive(Method):
         """The layer whose output is dispersed (1-based)."""
         group: int = Field(32, ge=2)
         """Number of consecutive samples that are compared with each other."""
-
-        def resolved(self, backbone: BackboneSpec) -> Self:
-            layer = check_layer("layer", self.layer, layer_at(0.25, backbone), backbone)
-            return self.model_copy(update={"layer": layer})
-
-        @property
-        def strength(self) -> float:
-            return self.coefficient
 
         def needs(self) -> Needs:
             return Needs(taps=taps_of(self.layer), group=self.group) if self.coefficient else Needs()

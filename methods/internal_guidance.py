@@ -29,8 +29,9 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import as_target, velocity_target
 from harness.flow.samplers import Network
 from harness.flow.student import Student
-from methods.common.alignment import check_layer, layer_at, resolved_layer, taps_of
-from methods.common.method import Method, MethodConfig, Needs, second_velocity_error
+from methods.common.alignment import resolved_layer, taps_of
+from methods.common.method import Method, Needs, second_velocity_error
+from methods.common.one_layer import OneLayerConfig
 
 PUBLISHED_LAYER = {"L": 8, "XL": 8}
 
@@ -43,8 +44,9 @@ class InternalGuidance(Method):
     stacks_with = ("repa", "irepa", "haste", "layersync", "sra2")
     guides = True
 
-    class Config(MethodConfig):
+    class Config(OneLayerConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        published_layer: ClassVar = PUBLISHED_LAYER
         space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
         name: Literal["internal_guidance"] = "internal_guidance"
@@ -54,17 +56,12 @@ class InternalGuidance(Method):
         """The layer that the second velocity is predicted from (1-based), before the last one."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
-            default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.3, backbone)
-            layer = check_layer("layer", self.layer, default, backbone)
-            if layer == backbone.depth:
+            found = super().resolved(backbone)
+            if found.layer == backbone.depth:
                 raise ValueError(
-                    f"layer = {layer}: is the last one, whose velocity the network predicts already"
+                    f"layer = {found.layer}: is the last one, whose velocity the network predicts already"
                 )
-            return self.model_copy(update={"layer": layer})
-
-        @property
-        def strength(self) -> float:
-            return self.coefficient
+            return found
 
         def needs(self) -> Needs:
             return Needs(outputs=taps_of(self.layer)) if self.coefficient else Needs()

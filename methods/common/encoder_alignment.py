@@ -4,36 +4,35 @@ encoders."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from harness.backbone.network import Prediction
-from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import (
     DINOV2_B,
     EncoderSpec,
-    check_layer,
-    layer_at,
     mlp,
     resolved_layer,
     taps_of,
 )
 from methods.common.given_tokens import generated_only
-from methods.common.method import Method, MethodConfig, Needs, Setting
+from methods.common.method import Method, Needs, Setting
+from methods.common.one_layer import OneLayerConfig
 
 PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8, "T2I": 8}
 """REPA's layers. Its paper's Table 6 has B swapped, as the author confirms in REPA issue 5. Other sizes use
 0.3 of the depth."""
 
 
-class EncodedConfig(MethodConfig):
+class EncodedConfig(OneLayerConfig):
     """Settings of a method with frozen encoders."""
 
+    published_layer: ClassVar = PUBLISHED_LAYER
     off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
     space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
@@ -51,14 +50,6 @@ class EncodedConfig(MethodConfig):
     def _has_the_default_name(cls, encoder: Any) -> Any:
         """Fill in the name, so that `encoder.download = true` alone applies to the default encoder."""
         return {"name": DINOV2_B.name, **encoder} if isinstance(encoder, Mapping) else encoder
-
-    def resolved(self, backbone: BackboneSpec) -> Self:
-        default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.3, backbone)
-        return self.model_copy(update={"layer": check_layer("layer", self.layer, default, backbone)})
-
-    @property
-    def strength(self) -> float:
-        return self.coefficient
 
     def needs(self) -> Needs:
         if not self.strength:
