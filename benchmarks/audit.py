@@ -24,7 +24,7 @@ import numpy as np
 import tomli_w
 
 from benchmarks.simulated_audits import TARGET, metric
-from harness.records.record import RecordWriter
+from harness.records.record_writer import RecordWriter
 
 METHODS = {"flow": 1.0, "repa": 2.0}
 STEPS, BATCH, FLOPS, SECONDS = 400_000, 256, 3e12, 0.2

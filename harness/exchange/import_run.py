@@ -25,7 +25,7 @@ from harness.exchange.reading import Source
 from harness.exchange.verify import check_convention
 from harness.records import checkpoint
 from harness.records.checkpoint_files import EMA, path_of, remove_unfinished
-from harness.records.record import RecordWriter
+from harness.records.record_writer import RecordWriter
 
 PRESET = "imagenet256"
 """The preset that imported networks of latents are based on."""

@@ -19,7 +19,8 @@ from harness.evaluation.evaluator import Evaluator, Result
 from harness.records.checkpoint_files import EMA, checkpoints, path_of, prune, scheduled
 from harness.records.evaluations import Conditions, without_parts
 from harness.records.events import Event
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from harness.runtime.distributed import World
 from harness.train.early_end import EndWatch
 from harness.train.gradient_log import GradientReading

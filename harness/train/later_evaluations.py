@@ -18,7 +18,8 @@ from harness.errors import UserError
 from harness.files.files import exclusive, writing
 from harness.records.checkpoint_files import EMA, precision_of, weights_files
 from harness.records.evaluations import Conditions
-from harness.records.record import Record, RecordWriter, asks_the_same
+from harness.records.record import Record, asks_the_same
+from harness.records.record_writer import RecordWriter
 from harness.train.recorded_evaluation import record_evaluation
 from metrics.files.hashing import file_sha256
 

@@ -28,7 +28,8 @@ from harness.evaluation.kept_features import ignore
 from harness.files.progress import announced
 from harness.records.checkpoint_files import CHECKPOINTS
 from harness.records.early_end import EndRule
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor

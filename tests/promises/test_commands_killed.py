@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.kills import ONCE, kill_all
 from harness.records import evaluations
-from harness.records.record import CLOCK, RecordWriter
+from harness.records.record import CLOCK
+from harness.records.record_writer import RecordWriter
 from tests.support.kills import (
     Differs,
     Scene,

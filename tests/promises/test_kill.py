@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from harness.records import checkpoint, checkpoint_files
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from harness.train.loop import train
 from harness.train.progress import Quiet
 from harness.train.signals import StoppedBySignal

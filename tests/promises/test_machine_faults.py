@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.files import hash_chain
-from harness.records import record as records
+from harness.records import record_writer as records
 from harness.records.checkpoint_files import checkpoints
 from harness.records.integrity import misfits
 from harness.records.record import Record

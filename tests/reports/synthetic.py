@@ -12,7 +12,8 @@ import tomli_w
 from PIL import Image
 
 from harness.config.tables import set_path
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 
 METRIC = "fd:local"
 PHASES = {"student": 0.02, "optimizer": 0.002, "ema": 0.001, "data": 0.0005}

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from reports.analysis.scaling import encoder_scaling
 from reports.cli.audit import audit as command
 from reports.race.race import read_race

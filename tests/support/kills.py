@@ -29,7 +29,8 @@ import torch
 
 from harness.config.tables import parse_override
 from harness.records import checkpoint, evaluations, rollouts
-from harness.records.record import CLOCK, LOCK, Record, RecordWriter, find_records
+from harness.records.record import CLOCK, LOCK, Record, find_records
+from harness.records.record_writer import RecordWriter
 from sweeps.launch import local
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study

@@ -9,7 +9,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 
 STARTED = 1_700_000_000_000
 

@@ -14,7 +14,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from harness.files.files import TAIL_BYTES
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from sweeps.cli.display import LiveDisplay, PlainDisplay
 from sweeps.cli.tables import describe_plan
 from sweeps.plan.plan import PlannedRun, make_plan

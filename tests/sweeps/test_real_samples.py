@@ -16,7 +16,7 @@ from harness.data.open import open_dataset, split
 from harness.evaluation import real_side
 from harness.evaluation.evaluator import Evaluator
 from harness.files.cache import cache_dir
-from harness.records.record import RecordWriter
+from harness.records.record_writer import RecordWriter
 from sweeps.cli.display import PlainDisplay
 from sweeps.launch import real_samples
 from sweeps.launch.local import LocalLauncher

@@ -25,7 +25,8 @@ from harness.assembly.resolve import load_spec
 from harness.config import registry
 from harness.costs.flops import count_spec
 from harness.errors import UserError
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from reports.audit.inputs.claim import Claim, read_tuning
 from reports.audit.inputs.run_log import AuditRuns
 from reports.audit.preconditions import failed_preconditions

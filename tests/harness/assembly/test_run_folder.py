@@ -6,7 +6,8 @@ from pathlib import Path
 
 from harness.assembly.run_folder import is_named_by, run_folder
 from harness.config.spec import RunSpec
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from tests.support.runs import tiny
 
 

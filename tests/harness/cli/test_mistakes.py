@@ -246,7 +246,7 @@ def test_checkpoint_of_another_run_is_rejected(capsys, begun: Record, tmp_path: 
 
 def test_run_directory_in_use_is_rejected(capsys, begun: Record) -> None:
     code = (
-        "import sys; from pathlib import Path; from harness.records.record import RecordWriter\n"
+        "import sys; from pathlib import Path; from harness.records.record_writer import RecordWriter\n"
         "with RecordWriter(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -19,7 +19,7 @@ from harness.config.spec import RunSpec
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.probing.control import LEAST, measured, of_initial, of_layers, of_pixels, per_frame, scene_of
-from harness.records.record import RecordWriter
+from harness.records.record_writer import RecordWriter
 from harness.runtime.random_streams import Streams
 from harness.train.state import build_run, checkpoint_writer
 from harness.train.trained_run import checkpoint_of_run, load_ema

@@ -20,7 +20,8 @@ from harness.evaluation import reference_free
 from harness.evaluation.obedience import known_cells
 from harness.probing import prompts
 from harness.probing.prompts import Obedience, SwappedPrompts, changed, swap_prompts
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from harness.train.trained_run import Drawing, spec_of_run
 from metrics.intervals import share
 from tests.support.runs import tiny, trained

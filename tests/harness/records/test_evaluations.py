@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from harness.config.spec import EvalSpec
 from harness.evaluation.protocol import NOT_PROTOCOL
 from harness.records.evaluations import Conditions, add_evaluation, read_evaluations, varied
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 
 ROW = {"mean": 2.0, "low": None, "high": None, "n": 8}
 

@@ -20,7 +20,8 @@ from harness.records.evaluations import Conditions, add_evaluation
 from harness.records.flatten import flatten, points
 from harness.records.mlflow_mirror import Unsent, durable, mirror
 from harness.records.mlflow_store import create_store, store_uri
-from harness.records.record import Record, RecordWriter, tracked_name
+from harness.records.record import Record, tracked_name
+from harness.records.record_writer import RecordWriter
 from harness.records.study_folder import StudyFolder
 from tests.support.features import quick
 from tests.support.forked import exit_code, fork_printing

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from harness.errors import UserError
 from harness.files.files import write_atomic
-from harness.records.record import Record, RecordWriter, failure_reason, find_records, lock_holder, log_file
+from harness.records.record import Record, failure_reason, find_records, lock_holder, log_file
+from harness.records.record_writer import RecordWriter
 from tests.support.runs import events, tiny, trained
 
 pytestmark = pytest.mark.usefixtures("quick_networks")
@@ -48,7 +49,7 @@ def test_record_cut_anywhere_continues_without_gap_or_duplicate(
 def test_second_writer_is_rejected_naming_the_first(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "r"):
         code = (
-            "import sys; from pathlib import Path; from harness.records.record import RecordWriter\n"
+            "import sys; from pathlib import Path; from harness.records.record_writer import RecordWriter\n"
             "with RecordWriter(Path(sys.argv[1])): pass"
         )
         other = subprocess.run(

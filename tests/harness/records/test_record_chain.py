@@ -19,7 +19,8 @@ from harness.files.hash_chain import open_chain
 from harness.records import checkpoint, record_chain
 from harness.records.evaluations import add_evaluation
 from harness.records.integrity import check_owner, misfits, named_misfits
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from tests.support.runs import tiny
 
 SPEC = "seed = 0\n[train]\nsteps = 12\n"
@@ -199,7 +200,7 @@ def stop_at(patch: pytest.MonkeyPatch, stop: int) -> None:
 
         return stopping
 
-    patch.setattr("harness.records.record.write_atomic", counted(files.write_atomic))
+    patch.setattr("harness.records.record_writer.write_atomic", counted(files.write_atomic))
     patch.setattr(record_chain.Chain, "append", counted(record_chain.Chain.append))
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from harness.errors import UserError
 from harness.records.early_end import EndRule, crossed_for_good, end_words, parse_end_rule
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from harness.train.extension import ends_by
 from harness.train.loop import train
 from harness.train.progress import Quiet

@@ -16,7 +16,8 @@ from harness.cli.main import cli
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
-from harness.records.record import Record, RecordWriter
+from harness.records.record import Record
+from harness.records.record_writer import RecordWriter
 from harness.train.replicates import Wanted, bracket_steps, replicate_run
 from harness.train.trained_run import load_ema
 from reports.stats.curves import curve_of
