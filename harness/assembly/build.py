@@ -24,7 +24,8 @@ from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.backbone.tokens import Part
 from harness.config import registry
-from harness.config.spec import BackboneSpec, RunSpec, RuntimeSpec
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.spec import RunSpec, RuntimeSpec
 from harness.data.dataset import Capabilities, Dataset, part_kinds, shapes_of
 from harness.data.open import outlined
 from harness.data.parts import weights_of

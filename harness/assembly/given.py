@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.errors import UserError
 
 # Plans read the modalities, and import no torch.

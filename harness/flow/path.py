@@ -15,7 +15,7 @@ from harness.backbone.network import BackboneConfig
 from harness.backbone.prediction import share_of_velocity
 from harness.backbone.times import Times
 from harness.backbone.tokens import Layout
-from harness.config.spec import TimeSpec
+from harness.config.training_spec import TimeSpec
 from harness.runtime.random_streams import Streams
 
 

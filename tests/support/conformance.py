@@ -17,7 +17,7 @@ from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.network import Backbone, BackboneConfig
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
