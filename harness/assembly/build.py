@@ -16,9 +16,10 @@ from torch import Tensor
 
 from harness.assembly.condition import text_shape
 from harness.assembly.given import given_tokens
+from harness.backbone.config import BackboneConfig
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.rotary import check_heads
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named

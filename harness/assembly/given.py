@@ -10,7 +10,7 @@ from harness.errors import UserError
 
 # Plans read the modalities, and import no torch.
 if TYPE_CHECKING:
-    from harness.backbone.network import BackboneConfig
+    from harness.backbone.config import BackboneConfig
     from harness.backbone.tokens import Part
 
 SUITS = {"first_frame": ("video", "joint"), "top_half": ("image",)}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor, nn
 
 from harness.backbone.condition import Condition, SharedText
-from harness.backbone.network import BackboneConfig
+from harness.backbone.config import BackboneConfig
 from harness.backbone.times import Times
 from harness.config.method_config import MethodConfig, Needs
 from harness.config.training_spec import FlowSpec, TimeSpec

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbone.network import BackboneConfig
+from harness.backbone.config import BackboneConfig
 from harness.backbone.prediction import share_of_velocity
 from harness.backbone.times import Times
 from harness.backbone.tokens import Layout

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.network import BackboneConfig
+from harness.backbone.config import BackboneConfig
 from harness.backbone.prediction import SMALLEST_TIME
 from harness.backbone.times import Times
 from harness.config.training_spec import FlowSpec

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import Text, TextShape
+from harness.backbone.config import BackboneConfig
 from harness.backbone.initialize import initialize
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size
 from harness.config.backbone_spec import BackboneSpec
