@@ -52,7 +52,7 @@ def main() -> None:
 
 def _read(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return medians over rounds, each of which reads every sample once."""
-    from harness.config.spec import DataSpec
+    from harness.config.data_spec import DataSpec
     from harness.data.open import open_dataset
     from harness.runtime.random_streams import Streams
 

@@ -25,7 +25,7 @@ from benchmarks.sides import Kind, Side, machine, problem, spread, timed
 from harness.backbone.sit import SiT
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.flow.sampling import draw_pixels
 from harness.runtime.environment import prepare
 

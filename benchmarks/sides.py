@@ -28,7 +28,8 @@ from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.config import registry
-from harness.config.spec import BackboneSpec, RuntimeSpec
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.spec import RuntimeSpec
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.student import Student
 from harness.runtime.environment import device_name, package_version

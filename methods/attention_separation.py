@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.backbone.network import Prediction
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
 from harness.flow.student import Student

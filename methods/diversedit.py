@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.network import Prediction
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import check_layer, cosine, in_groups, resolved_layer

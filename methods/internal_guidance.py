@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.backbone.condition import Condition, SharedText
 from harness.backbone.network import Prediction
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import as_target, velocity_target
 from harness.flow.samplers import Network

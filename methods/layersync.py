@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.network import Prediction
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import check_layer, cosine, layer_at, resolved_layer, taps_of

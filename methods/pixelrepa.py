@@ -26,9 +26,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.backbone.condition import Condition
+from harness.backbone.config import BackboneConfig
 from harness.backbone.embed import LabelEmbedder, TimestepEmbedder
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import BackboneConfig, Prediction
+from harness.backbone.network import Prediction
 from harness.backbone.rotary import check_heads, rotation
 from harness.backbone.sit import Block
 from harness.backbone.times import Times

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from harness.backbone.network import Prediction
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from methods.common.alignment import EncoderSpec, check_layer, cosine, layer_at, resolved_layer, taps_of

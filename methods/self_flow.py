@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.network import Prediction
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate, times_of_parts
 from harness.flow.student import Student

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from harness.backbone.network import Prediction
 from harness.backbone.tokens import patchify
+from harness.config.backbone_spec import BackboneSpec
 from harness.config.encoder_fields import names_run
-from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import velocity_target
 from harness.flow.student import Student

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.network import Prediction
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from harness.runtime.precision import product

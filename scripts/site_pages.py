@@ -91,8 +91,8 @@ def spec_page() -> Iterator[str]:
     meanings = "".join(f"- **{name}**: {text}.\n" for name, text in MEANINGS.items())
     yield (
         "# Spec fields\n\n"
-        "Generated from the models in `harness/config/spec.py`: the output of `flowrace spec`. A field is "
-        "set in a TOML file, in a study's `[set]` or `[axes]`, or with `--set PATH=VALUE`. Each field "
+        "Generated from the models in `harness/config/`: the output of `flowrace spec`. A field is set "
+        "in a TOML file, in a study's `[set]` or `[axes]`, or with `--set PATH=VALUE`. Each field "
         f"belongs to one of four:\n\n{meanings}\n"
         "Fields that are **hashed** are part of the run id. Fields that are hashed *if set* were added "
         "later. At their default they are not part of the id, so that older runs keep their ids. The fields "

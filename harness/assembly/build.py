@@ -16,15 +16,17 @@ from torch import Tensor
 
 from harness.assembly.condition import text_shape
 from harness.assembly.given import given_tokens
+from harness.backbone.config import BackboneConfig
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.rotary import check_heads
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.backbone.tokens import Part
 from harness.config import registry
-from harness.config.spec import BackboneSpec, RunSpec, RuntimeSpec
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.spec import RunSpec, RuntimeSpec
 from harness.data.dataset import Capabilities, Dataset, part_kinds, shapes_of
 from harness.data.open import outlined
 from harness.data.parts import weights_of

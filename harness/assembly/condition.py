@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from harness.backbone.condition import Text, TextShape
-from harness.config.spec import BackboneSpec, RunSpec
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
 from harness.errors import UserError
 from harness.evaluation.metric_table import CAPTION_SCORES

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.config.spec import DataSpec, TextSpec
+from harness.config.data_spec import DataSpec, TextSpec
 from harness.data.dataset import USUAL_CAPTIONS, Capabilities
 from harness.errors import UserError
 

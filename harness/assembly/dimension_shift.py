@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.config.tables import merge, validate
 from harness.errors import UserError
 

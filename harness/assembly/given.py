@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.errors import UserError
 
 # Plans read the modalities, and import no torch.
 if TYPE_CHECKING:
-    from harness.backbone.network import BackboneConfig
+    from harness.backbone.config import BackboneConfig
     from harness.backbone.tokens import Part
 
 SUITS = {"first_frame": ("video", "joint"), "top_half": ("image",)}

@@ -16,20 +16,15 @@ from typing import Any
 from harness.assembly.dimension_shift import with_shifts
 from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.config import registry
+from harness.config.data_spec import DataSpec, TextSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.config.fields import field_paths, in_words, nearest
+from harness.config.method_config import MethodConfig
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_setting, nested_spec
-from harness.config.spec import (
-    DataSpec,
-    EvalSpec,
-    FlowSpec,
-    MethodConfig,
-    OptimizerSpec,
-    RunSpec,
-    TextSpec,
-    TrainSpec,
-)
+from harness.config.spec import RunSpec
 from harness.config.tables import merge, parse_override, set_path, validate
+from harness.config.training_spec import FlowSpec, OptimizerSpec, TrainSpec
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.records.flatten import flatten

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from harness.backbone.config import BackboneConfig
 from harness.backbone.mmdit import MMDiT, MMDiTConfig
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.sit import SiT
 
 

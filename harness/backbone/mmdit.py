@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from harness.backbone.attention import Attends, attention
 from harness.backbone.condition import CLIP_L, Condition, SharedText, Text, TextShape
-from harness.backbone.network import Backbone, BackboneConfig, Mlp, Prediction, modulate
+from harness.backbone.config import BackboneConfig
+from harness.backbone.layers import Mlp, modulate
+from harness.backbone.network import Backbone, Prediction
 from harness.backbone.rotary import rotate
 from harness.backbone.routing import Route, Surroundings
 from harness.backbone.times import Times

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import CLIP_L, TextShape
+from harness.backbone.config import BackboneConfig
 from harness.backbone.embed import timestep_frequencies
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.errors import UserError, unknown

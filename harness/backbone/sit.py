@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from harness.backbone.attention import Attention
 from harness.backbone.condition import Condition
+from harness.backbone.config import BackboneConfig
 from harness.backbone.embed import LabelEmbedder
-from harness.backbone.network import Backbone, BackboneConfig, Mlp, Prediction, modulate
+from harness.backbone.layers import Mlp, modulate
+from harness.backbone.network import Backbone, Prediction
 from harness.backbone.routing import Route, Surroundings
 from harness.backbone.times import Times
 

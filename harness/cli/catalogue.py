@@ -226,7 +226,7 @@ def _tasks() -> dict[str, str]:
 
 
 def _samplers() -> dict[str, str]:
-    from harness.config.spec import EvalSpec
+    from harness.config.evaluation_spec import EvalSpec
 
     names = get_args(EvalSpec.model_fields["sampler"].annotation)
     return {name: _first_line(written_docstring(f"harness.flow.samplers:{name}")) for name in names}

@@ -25,8 +25,8 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str, use: Use
     """Return the `DataSpec` of SRC: a data set, or a path whose files have the codec's modality."""
     from harness.assembly.data_fields import check_fields
     from harness.config import registry
+    from harness.config.data_spec import DataSpec
     from harness.config.parts import nested_setting
-    from harness.config.spec import DataSpec
     from harness.config.tables import parse_override, set_path, validate
 
     if source in registry.names("dataset"):

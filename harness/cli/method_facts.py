@@ -22,7 +22,7 @@ from harness.config.encoder_fields import innermost
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.config.spec import Needs
+    from harness.config.method_config import Needs
 
 SIZES = ("S", "B", "L", "XL")
 """Published backbone sizes, for which defaults are listed."""
@@ -119,7 +119,7 @@ def defaults(cls: Any, size: str) -> Any:
 
     Raises `UserError` if a setting has no default, or if the backbone cannot have one of the defaults.
     """
-    from harness.config.spec import BackboneSpec
+    from harness.config.backbone_spec import BackboneSpec
     from harness.config.tables import validate
 
     lacks = f"{cls.__module__}:{cls.__qualname__} has no defaults for SiT-{size}"

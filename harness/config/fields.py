@@ -19,7 +19,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from harness.config.spec import HASHED_IF_SET, NOT_HASHED, MethodConfig, RunSpec
+from harness.config.method_config import MethodConfig
+from harness.config.section import HASHED_IF_SET, NOT_HASHED
+from harness.config.spec import RunSpec
 
 Belongs = Literal["trajectory", "evaluation", "horizon", "execution"]
 MEANINGS: Mapping[Belongs, str] = {

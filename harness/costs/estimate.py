@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import backbone_config, sampling_rule, weightless
 from harness.backbone.times import Times
-from harness.config.spec import EvalSpec, RunSpec
+from harness.config.evaluation_spec import EvalSpec
+from harness.config.spec import RunSpec
 from harness.costs.captions import CaptionCost, caption_cost
 from harness.costs.disk import disk_bytes
 from harness.costs.flops import Cost, count_readings, count_spec

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.config.spec import OptimizerSpec
+from harness.config.training_spec import OptimizerSpec
 
 OPTIMIZER_FLOPS = 15
 """FLOPs per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from harness.config.spec import DataSpec
+    from harness.config.data_spec import DataSpec
 
 
 USUAL_CAPTIONS = "usual"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, pictured
 from harness.data.parts import without_removed_parts
 from harness.errors import UserError

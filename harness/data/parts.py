@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.backbone.tokens import kind_of
-from harness.config.spec import DataPart, DataSpec
+from harness.config.data_spec import DataPart, DataSpec
 from harness.data.dataset import Capabilities, Dataset, Sample, label_of, shapes_of
 from harness.errors import UserError
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.config import registry
 from harness.config.encoder_fields import RUN, names_run
-from harness.config.spec import MethodConfig, RunSpec
+from harness.config.method_config import MethodConfig
+from harness.config.spec import RunSpec
 from harness.data.found import check_labels
 from harness.data.open import open_dataset
 from harness.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.config.spec import TextSpec
+from harness.config.data_spec import TextSpec
 from harness.data.dataset import Dataset
 from harness.evaluation.extractors import open_extractor
 from harness.text.base import open_text_encoder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Capabilities
 from harness.data.parts import KINDS as PARTS
 from harness.errors import UserError

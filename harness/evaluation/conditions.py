@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import Condition, Text
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.errors import UserError

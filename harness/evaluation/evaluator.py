@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
 from harness.encoders.base import Encoder
 from harness.evaluation.checks import check_extractor, check_impartial, check_metrics, check_undecoded

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from harness.backbone.condition import Condition
 from harness.backbone.times import Times
 from harness.backbone.tokens import split_parts
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import (
     Capabilities,
     Dataset,

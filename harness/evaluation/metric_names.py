@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from harness.config.encoder_fields import innermost
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError, unknown
 from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, REFERENCE_FREE, ReferenceFree
 from metrics import MetricError

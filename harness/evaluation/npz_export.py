@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError
 from harness.evaluation.conditions import Conditions
 from harness.files.files import replacing, take_lock, write_atomic

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Dataset, shapes_of
 from harness.evaluation.metric_names import metric_spec
 from harness.evaluation.metric_table import HELD_OUT_LOSS

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from harness.backbone.config import BackboneConfig
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import BackboneConfig
 from harness.backbone.released_weights import (
     DATA_AT_ONE,
     HEADS,

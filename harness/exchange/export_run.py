@@ -14,9 +14,9 @@ from torch import Tensor
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.condition import CLIP_L, TextShape
+from harness.backbone.config import BackboneConfig
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import BackboneConfig
 from harness.backbone.released_weights import LAYOUTS
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import size_named

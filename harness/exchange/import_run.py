@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from harness.assembly.build import backbone_config
 from harness.assembly.resolve import PRESETS, is_run, load_table, resolve
 from harness.backbone.condition import TextShape
+from harness.backbone.config import BackboneConfig
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import BackboneConfig
 from harness.backbone.sizes import name_of_size
 from harness.config.parts import nested_setting
 from harness.config.spec import RunSpec

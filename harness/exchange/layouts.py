@@ -17,8 +17,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from harness.backbone.condition import CLIP_L, TextShape
+from harness.backbone.config import BackboneConfig
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import BackboneConfig
 from harness.backbone.released_weights import HEADS, LAYOUTS, published_heads
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size

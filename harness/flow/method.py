@@ -12,9 +12,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor, nn
 
 from harness.backbone.condition import Condition, SharedText
-from harness.backbone.network import BackboneConfig
+from harness.backbone.config import BackboneConfig
 from harness.backbone.times import Times
-from harness.config.spec import FlowSpec, MethodConfig, Needs, TimeSpec
+from harness.config.method_config import MethodConfig, Needs
+from harness.config.training_spec import FlowSpec, TimeSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.samplers import Network, plain
 from harness.flow.student import Student

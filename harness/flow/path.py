@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbone.network import BackboneConfig
+from harness.backbone.config import BackboneConfig
 from harness.backbone.prediction import share_of_velocity
 from harness.backbone.times import Times
 from harness.backbone.tokens import Layout
-from harness.config.spec import TimeSpec
+from harness.config.training_spec import TimeSpec
 from harness.runtime.random_streams import Streams
 
 

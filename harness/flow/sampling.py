@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.backbone.condition import Condition, SharedText, Text
 from harness.backbone.network import Prediction
 from harness.backbone.times import Times
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError
 from harness.flow.samplers import SAMPLERS, Interval, Network, Rule, plain, velocity_field
 from harness.runtime.random_streams import Streams

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbone.condition import Condition
-from harness.backbone.network import BackboneConfig, Prediction
+from harness.backbone.config import BackboneConfig
+from harness.backbone.network import Prediction
 from harness.backbone.routing import Route
 from harness.backbone.times import Times
 

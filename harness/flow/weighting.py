@@ -26,10 +26,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.network import BackboneConfig
+from harness.backbone.config import BackboneConfig
 from harness.backbone.prediction import SMALLEST_TIME
 from harness.backbone.times import Times
-from harness.config.spec import FlowSpec
+from harness.config.training_spec import FlowSpec
 
 FEATURES = 128
 NEAREST_END = 1e-4

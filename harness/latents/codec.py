@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, pictured
 from harness.data.waveforms import log_mels
 from harness.errors import UserError

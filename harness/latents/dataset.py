@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Dataset, Sample
 from harness.data.disk.labels import NONE
 from harness.data.disk.survey import data_path

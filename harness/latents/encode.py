@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.data.waveforms import codec_input_shape, read_waves

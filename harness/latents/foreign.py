@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import torch
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.labels import NONE
 from harness.errors import UserError
 from harness.files.cache import cache_dir

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Dataset
 from harness.data.disk.kinds import image_kind, packed_kind
 from harness.data.open import open_dataset

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.errors import UserError

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from harness.assembly.build import sampling_rule
 from harness.assembly.resolve import is_run, load_spec
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.config import BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.tokens import split_parts
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.disk.pixels import fit
 from harness.data.open import from_pixels
 from harness.data.robot import FILE, Outline, RobotLayout

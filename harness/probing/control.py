@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import Text
+from harness.backbone.config import BackboneConfig
 from harness.backbone.initialize import initialize
 from harness.backbone.kinds import network_of
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.times import Times
 from harness.backbone.tokens import kind_of
 from harness.data.dataset import Capabilities, Dataset

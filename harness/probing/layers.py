@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import Condition, Text
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.config import BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.times import Times
 from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import Split, images

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from harness.config.spec import TrainSpec
+from harness.config.training_spec import TrainSpec
 from harness.errors import UserError
 from harness.files.parse import parse_json
 

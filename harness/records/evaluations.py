@@ -66,7 +66,7 @@ class Conditions:
         The hash of its reference is given, because the section has only its location.
         """
         # A process that only writes a record does without pydantic, most of its time to start.
-        from harness.config.spec import EvalSpec
+        from harness.config.evaluation_spec import EvalSpec
 
         names = [field.name for field in fields(cls) if field.name in EvalSpec.model_fields]
         values = {name: table.get(name, EvalSpec.model_fields[name].default) for name in names}

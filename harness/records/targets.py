@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.spec import DECAYS_TO_THE_END
+from harness.config.training_spec import DECAYS_TO_THE_END
 from harness.errors import UserError
 from harness.records.flatten import flatten
 from harness.records.record import Record

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbone.condition import Text
 from harness.config import registry
-from harness.config.spec import TextSpec
+from harness.config.data_spec import TextSpec
 from harness.data.dataset import Dataset
 from harness.encoders.weights import user_errors
 from harness.errors import UserError

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import Text
-from harness.config.spec import EvalSpec, RunSpec
+from harness.config.evaluation_spec import EvalSpec
+from harness.config.spec import RunSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.disk.captions import check_encodable
 from harness.errors import UserError

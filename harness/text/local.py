@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.config.spec import TextSpec
+from harness.config.data_spec import TextSpec
 from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import split
 from harness.encoders.local import Block, initial_weights, schedule

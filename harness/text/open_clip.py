@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.config.spec import TextSpec
+from harness.config.data_spec import TextSpec
 from harness.data.dataset import Dataset
 from harness.errors import UserError
 from harness.text.base import (

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from harness.backbone.condition import CLIP_L, Text
-from harness.config.spec import TextSpec
+from harness.config.data_spec import TextSpec
 from harness.data.dataset import Capabilities, Dataset
 from harness.errors import UserError
 from harness.text.base import TextArchitecture

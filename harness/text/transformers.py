@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.config.spec import TextSpec
+from harness.config.data_spec import TextSpec
 from harness.data.dataset import Dataset
 from harness.errors import UserError
 from harness.text.base import (

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.config.spec import EvalSpec, RunSpec
+from harness.config.evaluation_spec import EvalSpec
+from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.files.files import exclusive, writing
 from harness.records.checkpoint_files import EMA, precision_of, weights_files

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import backbone_config
 from harness.assembly.run_folder import run_folder
-from harness.config.spec import EvalSpec, RunSpec
+from harness.config.evaluation_spec import EvalSpec
+from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
 from harness.data.feed import MicroBatches
 from harness.data.found import check_labels, found_in

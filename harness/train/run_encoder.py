@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.assembly.build import backbone_config, build_backbone, weightless
 from harness.assembly.run_folder import check_named
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.config import BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.times import Times
 from harness.config.encoder_fields import located
 from harness.config.spec import RunSpec, RuntimeSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from harness.config.spec import EmaSpec, TrainSpec
+from harness.config.training_spec import EmaSpec, TrainSpec
 from harness.train.optimizer import RunOptimizer
 
 

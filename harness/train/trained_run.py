@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.assembly.resolve import load_spec
-from harness.config.spec import DataSpec, EvalSpec, RunSpec
+from harness.config.data_spec import DataSpec
+from harness.config.evaluation_spec import EvalSpec
+from harness.config.spec import RunSpec
 from harness.data.dataset import Capabilities
 from harness.errors import UserError
 from harness.records.record import Record

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from harness.config.backbone_spec import BackboneSpec
 from harness.config.encoder_fields import located
-from harness.config.spec import HASHED_IF_SET, NOT_HASHED, BackboneSpec
+from harness.config.section import HASHED_IF_SET, NOT_HASHED
 from harness.runtime.precision import product
 from methods.common.missing_parts import mean_of_tokens
 

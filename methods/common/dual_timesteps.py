@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.backbone.times import Times
 from harness.config.parts import FLAT_NAMES, HasParts
-from harness.config.spec import HASHED_IF_SET, Section
+from harness.config.section import HASHED_IF_SET, Section
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import part_times, times_of_parts
 from harness.runtime.random_streams import Streams

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.backbone.network import Prediction
-from harness.config.spec import MethodConfig, Needs, Schedule
+from harness.config.method_config import MethodConfig, Needs, Schedule
 from harness.flow.batch import Batch, Draw
 from harness.flow.method import Losses, Setting, TrainingMethod
 from harness.flow.path import as_target, interpolate, part_times, times_of_parts, velocity_target

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.backbone.network import BackboneConfig
+from harness.backbone.config import BackboneConfig
 from harness.flow.batch import Batch
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from harness.config.spec import BackboneSpec, MethodConfig, Needs
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.method_config import MethodConfig, Needs
 from methods.common.alignment import check_layer, layer_at, taps_of
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from methods.common.alignment import check_layer, resolved_layer
 from methods.common.method import MethodConfig
 

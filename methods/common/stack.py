@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from harness.backbone.condition import Condition, SharedText
 from harness.backbone.times import Times
 from harness.config import registry
-from harness.config.spec import BackboneSpec, Schedule
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.method_config import Schedule
 from harness.errors import UserError
 from harness.flow.batch import Batch, Draw
 from harness.flow.method import TrainingMethod

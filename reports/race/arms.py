@@ -13,7 +13,9 @@ from pydantic import BaseModel
 
 from harness.config.encoder_fields import encoder_name, without_locations
 from harness.config.parts import flat_path
-from harness.config.spec import DECAYS_TO_THE_END, HASHED_IF_SET, NOT_HASHED, RunSpec
+from harness.config.section import HASHED_IF_SET, NOT_HASHED
+from harness.config.spec import RunSpec
+from harness.config.training_spec import DECAYS_TO_THE_END
 from harness.errors import UserError, unknown
 from harness.records.record import Record
 

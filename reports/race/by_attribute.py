@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from harness.config.spec import DataParts
+from harness.config.data_spec import DataParts
 from harness.errors import UserError
 from harness.records.evaluations import SHORTFALL, recorded_name, row_of
 from harness.records.targets import TargetRule

@@ -18,7 +18,8 @@ from typing import Any
 from harness.assembly.compatibility import Unsuited
 from harness.assembly.resolve import load_table, resolve
 from harness.assembly.run_folder import run_folder
-from harness.config.spec import EvalSpec, RunSpec
+from harness.config.evaluation_spec import EvalSpec
+from harness.config.spec import RunSpec
 from harness.errors import UserError, unknown
 from harness.records.early_end import EndRule
 from harness.records.flatten import flatten

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.config.spec import STEPS, RunSpec, canonical
+from harness.config.section import STEPS
+from harness.config.spec import RunSpec, canonical
 
 if TYPE_CHECKING:
     from harness.costs.flops import Cost

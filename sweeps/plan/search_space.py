@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from harness.config import registry
-from harness.config.spec import Section
+from harness.config.section import Section
 from harness.errors import UserError
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_path, nested_setting
-from harness.config.spec import Section
+from harness.config.section import Section
 from harness.config.tables import parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.config.spec import DataParts, DataSpec
+from harness.config.data_spec import DataParts, DataSpec
 from harness.data.dataset import Capabilities
 from harness.data.found import found_in
 from harness.data.parts import without_removed_parts

@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.sizes import Size
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.open import open_dataset
 from harness.encoders.base import Choice, open_encoder
 from harness.environments.base import open_task

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.cli.sample import _prompts
-from harness.config.spec import DataSpec, TextSpec
+from harness.config.data_spec import DataSpec, TextSpec
 from harness.data.open import open_dataset
 from harness.text.base import TextEncoder, open_text_encoder
 from harness.text.captions import PromptConditions

@@ -13,7 +13,7 @@ from harness.backbone.initialize import initialize
 from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.tokens import Part
-from harness.config.spec import TimeSpec
+from harness.config.training_spec import TimeSpec
 from harness.costs.flops import EMA_FLOPS, count
 from harness.costs.optimizer import OPTIMIZER_FLOPS
 from harness.encoders.base import Architecture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.runtime.random_streams import Streams
 from methods.diversedit import DiverseDiT, dispersion, falling_weight
 from tests.support.small_methods import batch, build, f64, loss, student, unit

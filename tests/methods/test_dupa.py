@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.spec import BackboneSpec, Schedule
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.method_config import Schedule
 from harness.flow.path import interpolate
 from methods.common.method import Needs
 from methods.dupa import Dupa

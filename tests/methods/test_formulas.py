@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Draw, View
 from harness.flow.path import interpolate
 from harness.runtime.random_streams import Streams

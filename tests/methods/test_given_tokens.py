@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.backbone.network import BackboneConfig, Prediction
+from harness.backbone.config import BackboneConfig
+from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config import registry
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.flow.samplers import SAMPLERS
 from harness.flow.sampling import draw
 from harness.flow.student import Student

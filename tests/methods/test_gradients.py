@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.network import BackboneConfig, Prediction
+from harness.backbone.config import BackboneConfig
+from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config import registry
 from harness.flow.batch import Batch, Draw

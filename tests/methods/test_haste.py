@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import View
 from harness.flow.path import interpolate
 from harness.runtime.random_streams import Streams

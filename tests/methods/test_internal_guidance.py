@@ -21,7 +21,8 @@ from harness.assembly.build import sampling_rule
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec, EvalSpec
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.costs.estimate import evaluation_flops
 from harness.data.open import open_dataset
 from harness.errors import UserError

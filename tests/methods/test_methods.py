@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone.times import Times
-from harness.config.spec import TimeSpec
+from harness.config.training_spec import TimeSpec
 from harness.flow.batch import View
 from harness.flow.path import interpolate, sample_times, shifted, velocity_target
 from harness.runtime.random_streams import Streams

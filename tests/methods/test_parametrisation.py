@@ -21,7 +21,7 @@ from harness.assembly.resolve import load_spec
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part
 from harness.config import registry
-from harness.config.spec import FlowSpec
+from harness.config.training_spec import FlowSpec
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.flow.batch import Batch, Draw

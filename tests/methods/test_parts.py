@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.costs.flops import count_spec
 from harness.data.generated.bounce import Bounce
 from harness.data.open import open_dataset

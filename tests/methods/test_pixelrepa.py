@@ -23,7 +23,8 @@ from harness.backbone.network import Prediction
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec, Schedule
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.method_config import Schedule
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.flow.batch import Batch, Draw, View

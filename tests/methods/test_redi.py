@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.backbone.network import Prediction
 from harness.backbone.times import Times
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError
 from harness.exchange.convert import Weights, to_released
 from harness.flow.batch import View

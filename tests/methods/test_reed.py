@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.backbone.sit import SiTConfig
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import View
 from harness.flow.gradients import separate_gradients
 from harness.flow.path import interpolate

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from harness.backbone.sit import Prediction, SiT
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec, EvalSpec
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.flow.batch import Batch, View
 from harness.runtime.random_streams import Streams
 from methods.reg import Reg

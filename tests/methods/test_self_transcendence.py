@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.costs.flops import count_spec
 from harness.data.pin import pinned
 from harness.errors import UserError

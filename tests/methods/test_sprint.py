@@ -29,8 +29,9 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.method_config import Schedule
 from harness.config.registry import load
-from harness.config.spec import BackboneSpec, Schedule
 from harness.costs.estimate import evaluation_flops
 from harness.costs.flops import count
 from harness.errors import UserError

@@ -8,7 +8,8 @@ import torch
 
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES
-from harness.config.spec import BackboneSpec, Schedule
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.method_config import Schedule
 from harness.costs.flops import count
 from harness.errors import UserError
 from harness.flow.path import interpolate

@@ -25,7 +25,7 @@ from harness.assembly.resolve import load_spec
 from harness.backbone.sit import SiT
 from harness.backbone.times import Times
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.feed import MicroBatches
 from harness.data.generated.digits import Digits
 from harness.flow.golden import read

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config.spec import DataSpec, EvalSpec
+from harness.config.data_spec import DataSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import open_dataset, split
 from harness.evaluation import kept_features, real_side
 from harness.evaluation.evaluator import Evaluator

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.backbone.network import Prediction
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator

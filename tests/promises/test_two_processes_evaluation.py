@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.backbone.sit import Prediction
-from harness.config.spec import DataSpec, EvalSpec
+from harness.config.data_spec import DataSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import open_dataset, split
 from harness.errors import RunStopped, UserError
 from harness.evaluation import kept_features

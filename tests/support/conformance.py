@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from harness.backbone.condition import Text, TextShape
+from harness.backbone.config import BackboneConfig
 from harness.backbone.initialize import initialize
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
-from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.network import Backbone
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams

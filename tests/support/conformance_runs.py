@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from methods.common.alignment import EncoderSpec
 from methods.common.method import Method
 from methods.common.stack import Stack

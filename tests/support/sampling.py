@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.flow.sampling import draw_batch, sample_labels
 from harness.runtime.random_streams import Streams
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.encoders.base import Choice
 from harness.encoders.base import check_weights as check_encoder
 from harness.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels
 from harness.data.disk.pixels import fit, flatten

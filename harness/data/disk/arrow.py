@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.packed import check_names, train_split
 from harness.data.disk.parquet import DAMAGED, ParquetImages, Rows, arrow_stream, rows_of_files
 from harness.data.disk.survey import data_path

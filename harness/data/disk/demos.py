@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Dataset, Sample
 from harness.data.disk.lerobot import EXPECTED, Episode, Episodes, read_episodes
 from harness.data.disk.media import Clips, Memory

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.media import Clips, Memory, media_index, unusable
 from harness.data.disk.sounds import at_rate, recording, waveform

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.captions import BESIDE, folder_captions
 from harness.data.disk.labels import NONE, Labels, named_classes, unlabelled

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels
 from harness.data.disk.packed import (
     PICKLED,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.folder import list_files
 from harness.data.disk.parquet import read_rows, survey_rows
 from harness.data.disk.survey import Encoded, data_path, fingerprint, survey

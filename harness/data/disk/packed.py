@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.captions import Captions
 from harness.data.disk.labels import Labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.media import Clips, Memory, media_index, unusable
 from harness.data.generated.moving_digits import clip_length

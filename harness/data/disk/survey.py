@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.pixels import decode
 from harness.data.disk.survey_store import Entries, Entry, rewritten
 from harness.errors import UserError

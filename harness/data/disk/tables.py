@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.class_label import class_names
 from harness.data.disk.labels import HIDDEN, Labels, label_column, most_classes, named_classes, unlabelled
 from harness.errors import UserError, first_line, unknown

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import USUAL_CAPTIONS
 from harness.data.disk.captions import MOST_CHARACTERS, NAMES, Captions, checked
 from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.labels import NONE, Labels, named_classes, unlabelled
 from harness.data.disk.npy import DAMAGED_ZIP, damaged
 from harness.data.disk.packed import LARGEST_IMAGE, Packed, PackedImages, check_names, read_span

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.bounce_captions import STATES, Bounces, bounces, described
 from harness.data.generated.captioned import caption_bytes, some_of, wants_captions

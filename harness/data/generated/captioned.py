@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import USUAL_CAPTIONS
 from harness.errors import UserError
 from harness.runtime.random_streams import Streams

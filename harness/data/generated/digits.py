@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 
 FILE = "datasets/data/digits.csv.gz"

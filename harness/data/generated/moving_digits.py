@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.digits import Digits
 from harness.errors import UserError

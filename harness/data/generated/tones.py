@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.moving_digits import clip_length
 from harness.data.log_mel import BANDS, HOP, RATE, mels_of

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.captioned import caption_bytes, some_of, wants_captions
 from harness.runtime.random_streams import Streams

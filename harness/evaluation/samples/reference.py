@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.errors import UserError
 from harness.evaluation.reference import described, difference
 from harness.evaluation.samples.sources import Source, open_source, settled

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.errors import UserError
 from harness.evaluation.kept_features import ignore
 from harness.evaluation.noise_floor import noise_floor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Capabilities
 from harness.data.disk.kinds import packed_kind
 from harness.data.disk.labels import NONE, unlabelled

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.folder import list_files
 from harness.data.disk.labels import NONE, Labels
 from harness.data.disk.npy import DAMAGED_ZIP, HEADER, LARGEST, Form, checked_latents, read_npz

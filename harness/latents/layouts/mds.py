@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.labels import NONE
 from harness.data.disk.mds import INDEX, MdsImages, mds_folder, read_index
 from harness.data.disk.media import Clips

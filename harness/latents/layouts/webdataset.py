@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.labels import NONE
 from harness.data.disk.media import Clips
 from harness.data.disk.npy import HEADER, LARGEST, Form, checked_latents, parse_npy

@@ -41,7 +41,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from harness.config.spec import HASHED_IF_SET, canonical
+from harness.config.section import HASHED_IF_SET
+from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.files.files import read_toml
 from harness.records.early_end import PATIENCE, EndRule

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from harness.backbone.config import BackboneConfig
 from harness.backbone.embed import PatchEmbed
-from harness.backbone.network import BackboneConfig
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part
 from harness.errors import UserError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.backbone.initialize import initialize
-from harness.backbone.network import gelu
+from harness.backbone.layers import gelu
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.backbone.times import Times

@@ -29,7 +29,7 @@ from harness.cli import catalogue, doctor, method_facts
 from harness.cli.explain import explain
 from harness.cli.probe import probe
 from harness.config import registry
-from harness.config.spec import BackboneSpec
+from harness.config.backbone_spec import BackboneSpec
 from harness.encoders.base import Choice, open_encoder
 from harness.errors import UserError
 from harness.files.terminal import reflowed

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli.main import cli
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from tests.support.encoded import encode

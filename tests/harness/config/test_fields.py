@@ -8,8 +8,9 @@ import pytest
 
 from harness.config import registry
 from harness.config.fields import belongs, field_paths, in_words, method_fields, nearest, spec_fields
+from harness.config.method_config import MethodConfig
 from harness.config.parts import nested_setting
-from harness.config.spec import MethodConfig, RunSpec, canonical
+from harness.config.spec import RunSpec, canonical
 from harness.config.tables import set_path
 
 REPA = registry.load("method", "repa").Config

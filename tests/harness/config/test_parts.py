@@ -11,8 +11,10 @@ import pytest
 from pydantic import Field
 
 from harness.assembly.resolve import load_spec
+from harness.config.data_spec import DataParts, DataSpec
 from harness.config.parts import FLAT_NAMES
-from harness.config.spec import HASHED_IF_SET, DataParts, DataSpec, Section, canonical
+from harness.config.section import HASHED_IF_SET, Section
+from harness.config.spec import canonical
 from harness.errors import UserError
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study

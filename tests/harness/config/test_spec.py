@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,23 @@ from harness.assembly.resolve import PRESETS, load_spec
 from harness.config.spec import canonical
 from harness.config.tables import merge, parse_override
 from harness.errors import UserError
+
+SECTIONS = {
+    "backbone_spec": "BackbonePart BackboneParts BackboneSpec",
+    "data_spec": "DataPart DataParts DataSpec TextSpec",
+    "evaluation_spec": "EvalSpec Scales",
+    "method_config": "MethodConfig Needs Schedule",
+    "section": "COUNT HASHED_IF_SET LARGEST NOT_HASHED SIDE STEPS Section",
+    "training_spec": "Beta DECAYS_TO_THE_END EmaSpec FlowSpec OptimizerSpec StartSpec TimeSpec TrainSpec",
+}
+"""File of a section -> the names that plug-ins of earlier versions import from `harness.config.spec`."""
+
+
+@pytest.mark.parametrize("file", SECTIONS)
+def test_spec_has_the_names_that_plugins_of_earlier_versions_import(file: str) -> None:
+    spec, section = (importlib.import_module(f"harness.config.{name}") for name in ("spec", file))
+    for name in SECTIONS[file].split():
+        assert getattr(spec, name) is getattr(section, name) and name in spec.__all__
 
 
 def test_preset_resolves_and_reads_back(tmp_path: Path) -> None:

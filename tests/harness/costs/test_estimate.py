@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import Prediction
 from harness.cli.main import cli
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.costs.estimate import evaluation_flops, guided_passes, passes
 from harness.errors import UserError
 from harness.flow.sampling import draw_pixels

@@ -11,7 +11,8 @@ from harness.assembly.resolve import load_spec
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec, RunSpec
+from harness.config.backbone_spec import BackboneSpec
+from harness.config.spec import RunSpec
 from harness.costs import flops
 from harness.costs.flops import count, count_spec
 from harness.costs.meter import Meter

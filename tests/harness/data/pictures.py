@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from harness.config import registry
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import Dataset
 
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2])

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from harness.config.spec import DataPart, DataSpec
+from harness.config.data_spec import DataPart, DataSpec
 from harness.data.dataset import Capabilities
 from harness.data.generated.bounce import Bounce
 from harness.data.generated.bounce_captions import Bounces, bounces, described

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk import parquet
 from harness.data.disk.kinds import image_kind
 from harness.data.disk.packed import read_span

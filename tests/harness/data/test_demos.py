@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness.config.spec import DataParts, DataSpec
+from harness.config.data_spec import DataParts, DataSpec
 from harness.data.disk.demos import Demos
 from harness.data.open import open_dataset, split
 from harness.data.robot import RobotLayout, Scale

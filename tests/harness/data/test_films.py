@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("av")
 pytest.importorskip("soundfile")
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.dataset import label_of
 from harness.data.disk import films
 from harness.data.disk.films import Films

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.evaluation.samples.sources import open_source

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.assembly.resolve import load_spec
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.found import check_labels, found_in
 from harness.data.pin import pinned
 from harness.errors import UserError

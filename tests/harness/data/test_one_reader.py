@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.found import found_in
 from harness.errors import UserError
 from harness.evaluation.samples.sources import open_source

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.files import stamps

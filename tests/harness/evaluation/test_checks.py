@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError
 from harness.evaluation.checks import check_arms, check_metrics
 

@@ -15,7 +15,7 @@ from scipy import linalg
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import Prediction
 from harness.cli.sample import sample as sample_command
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator

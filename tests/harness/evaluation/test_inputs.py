@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError
 from harness.evaluation.checks import KINDS, check_metrics
 from harness.evaluation.inputs import network_inputs

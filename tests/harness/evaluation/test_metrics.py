@@ -11,7 +11,7 @@ import torch
 
 import metrics
 from harness.backbone.sit import Prediction
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.evaluation import evaluator as evaluation
 from harness.evaluation.conditions import LabelConditions

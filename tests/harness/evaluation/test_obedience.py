@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.generated.prompts import COLOURS, NUMBERS, SIZES, Prompts
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import Prediction
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from harness.backbone.sit import Prediction
-from harness.config.spec import DataSpec, EvalSpec
+from harness.config.data_spec import DataSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Dataset, Sample
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError

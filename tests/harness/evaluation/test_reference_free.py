@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.assembly.resolve import load_spec
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.checks import check_metrics

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.backbone.condition import Text
 from harness.backbone.mmdit import MMDiT
 from harness.backbone.times import Times
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.flow.samplers import euler, heun, velocity_field
 from harness.flow.sampling import draw_pixels
 from tests.support.text import SMALL, network, texts

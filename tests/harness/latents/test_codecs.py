@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.assembly.resolve import load_spec
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.latents.codec import addressed, open_codec

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from harness.assembly.resolve import load_spec
 from harness.cli.main import cli
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
 from harness.latents import encode as encoding

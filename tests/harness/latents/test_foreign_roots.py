@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.assembly.resolve import load_spec
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.data.pin import pinned

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.disk.caption_features import open_caption_features
 from harness.data.found import found_in
 from harness.data.open import open_dataset

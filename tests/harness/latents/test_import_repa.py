@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from harness.assembly.resolve import load_spec
 from harness.cli.main import cli
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.found import found_in
 from harness.data.open import images, open_dataset
 from harness.errors import UserError

@@ -12,7 +12,8 @@ import torch
 
 from harness.assembly.condition import null_text
 from harness.assembly.resolve import load_spec
-from harness.config.spec import DataSpec, RunSpec
+from harness.config.data_spec import DataSpec
+from harness.config.spec import RunSpec
 from harness.data.dataset import Capabilities
 from harness.data.disk.caption_features import open_caption_features
 from harness.data.found import found_in

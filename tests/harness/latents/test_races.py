@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.assembly.resolve import load_spec
 from harness.cli.main import cli
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.log_mel import RATE, mel_bytes
 from harness.data.open import images, open_dataset, outlined
 from harness.errors import UserError

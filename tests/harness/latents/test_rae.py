@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from harness.cli.main import cli
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.open import from_pixels, images, open_dataset, outlined, split
 from harness.encoders.base import Choice, open_encoder
 from harness.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.log_mel import HOP, RATE, mel_bytes
 from harness.data.open import open_dataset
 from harness.data.waveforms import log_mels, read_waves, wave_length

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
-from harness.config.spec import TrainSpec
+from harness.config.training_spec import TrainSpec
 from harness.errors import UserError
 from harness.records.checkpoint import DamagedCheckpoint, digest, load, save
 from harness.records.checkpoint_files import checkpoints, path_of, precision_of, prune, step_of

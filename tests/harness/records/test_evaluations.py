@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.evaluation.protocol import NOT_PROTOCOL
 from harness.records.evaluations import Conditions, add_evaluation, read_evaluations, varied
 from harness.records.record import Record

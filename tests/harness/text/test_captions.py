@@ -11,7 +11,7 @@ import torch
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.condition import Text
-from harness.config.spec import EvalSpec
+from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Sample
 from harness.data.feed import Feed
 from harness.data.open import split

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 
-from harness.config.spec import TextSpec
+from harness.config.data_spec import TextSpec
 from harness.data.dataset import Dataset
 from harness.errors import UserError
 from harness.text.base import BLOCK, check_text_weights, open_text_encoder, text_architecture

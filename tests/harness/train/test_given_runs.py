@@ -13,7 +13,7 @@ from harness.backbone.initialize import initialize
 from harness.backbone.kinds import network_of
 from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.data.open import from_pixels, images, open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.conditions import conditions_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.backbone.sit import Block
-from harness.config.spec import EmaSpec, TrainSpec
+from harness.config.training_spec import EmaSpec, TrainSpec
 from harness.data.feed import Feed, MicroBatches
 from harness.data.open import open_dataset, split
 from harness.errors import RunStopped, UserError

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.config.spec import FlowSpec, StartSpec
+from harness.config.training_spec import FlowSpec, StartSpec
 from harness.errors import UserError
 from harness.records import checkpoint
 from harness.records.checkpoint_files import checkpoints, path_of

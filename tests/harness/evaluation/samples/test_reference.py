@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.spec import DataSpec
+from harness.config.data_spec import DataSpec
 from harness.errors import UserError
 from harness.evaluation.samples import cached_features
 from harness.evaluation.samples import score as score_module
