@@ -12,6 +12,8 @@ Ours: the release's second target is the mean hidden state of Qwen2-VL-7B (layer
 caption, stored in a file for each image. Here it is the mean over the tokens of any encoder of images, by
 default an image tower that was trained with captions. Captions themselves are not read. `further` encoders
 of tokens are averaged with the first one, as in REPA, where the release adds them up.
+Disputed: in the release, a weight of 0 acts as 1 (image/loss.py: "only update the projector", though the
+layer has the gradient too). Here it leaves the term out.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ Defaults: as released for B (CompVis/tread fccf77c, configs/model/tread.yaml), r
 which the release counts from 0: 2 to 8, both included.
 Cost: fewer FLOPs than plain flow matching; no head, no teacher, no encoder.
 Ours: for deeper networks the route also ends three blocks before the last one, and in shallower ones at three
-quarters of their depth. The release has no configuration of other sizes. Its guidance by two rates (rf.py,
-`sample_tread`) is not implemented. The block after the route runs in the run's precision.
+quarters of their depth. The release has no configuration of other sizes. L_gen is flow matching, as in the
+release's rf.py, which draws logit-normal times (`time.kind=logit_normal`). Its training configuration has
+EDM's loss. Its guidance by two rates (rf.py, `sample_tread`) is not implemented. The block after the route
+runs in the run's precision, in the release in float32.
 """
 
 from __future__ import annotations

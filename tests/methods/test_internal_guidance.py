@@ -9,7 +9,6 @@ num_steps=4, ...)` of SiT/samplers.py with null label 4 in place of 1000.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ from harness.flow.student import Student
 from harness.records.evaluations import Conditions
 from methods.internal_guidance import InternalGuidance
 from tests.support.commands import flowrace
+from tests.support.filled import fill, filled
 from tests.support.runs import tiny, trained
 
 CONFIG = SiTConfig(Size(3, 16, 2), 2, (3, 4, 4), 4, outputs=(2,))
@@ -43,18 +43,10 @@ SHAPE = (2, 3, 4, 4)
 CPU = torch.device("cpu")
 
 
-def filled(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return values that need no random generator."""
-    place = 1.7 * torch.arange(math.prod(shape), dtype=torch.float64)
-    return (0.3 * torch.cos(place + sum(map(ord, name)) % 97)).float().reshape(shape)
-
-
 @pytest.fixture(scope="module")
 def net() -> SiT:
     network = SiT(CONFIG)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(filled(name, tuple(parameter.shape)))
+    fill(network)
     return network.eval()
 
 

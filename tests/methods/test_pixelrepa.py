@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from harness.assembly.build import backbone_config
 from harness.backbone.initialize import initialize
@@ -32,18 +31,13 @@ from harness.flow.student import Student
 from methods.common.method import Needs
 from methods.pixelrepa import MASKED, MaskedAdapter, PixelRepa
 from tests.support.conformance import STREAMS, batch, made, network
+from tests.support.filled import fill, filled
 from tests.support.runs import tiny
 
 CONFIG = SiTConfig(Size(3, 16, 2), 2, (3, 8, 8), 4)
 TOKENS = (2, 16, 16)
 TIMES = Times.per_sample(torch.tensor([0.3, 0.8]))
 LABELS = torch.tensor([1, 3])
-
-
-def filled(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return values that need no random generator."""
-    place = 1.7 * torch.arange(math.prod(shape), dtype=torch.float64)
-    return (0.3 * torch.cos(place + sum(map(ord, name)) % 97)).float().reshape(shape)
 
 
 @pytest.mark.parametrize(("dim", "expected"), [(16, 0.800284743309021), (12, 1.0012438297271729)])
@@ -53,8 +47,7 @@ def test_loss_equals_that_of_released_code(dim: int, expected: float) -> None:
     initialize(method, STREAMS)
     with torch.no_grad():
         method.adapters[0].mask_token.copy_(filled("mask_token", (16,)))
-        for name, parameter in method.adapters[0].projection.named_parameters():
-            parameter.copy_(filled(name, tuple(parameter.shape)))
+    fill(method.adapters[0].projection)
     x0, view = torch.zeros(2, 3, 8, 8), View(filled("features", (2, 16, dim)))
     given = Batch(np.arange(2), x0, LABELS, LABELS, views=(view,))
     masked = filled("mask", (2, 16)) / 0.6 + 0.5 <= 0.2

@@ -1,20 +1,33 @@
-"""REED: its two terms against closed forms, its ramp of the flow loss, and its two encoders in a run."""
+"""REED: its terms against released code and closed forms, its ramp of the flow loss, and its two encoders.
+
+The expected numbers are those of ChenyuWang-Monica/REED 0a4527e on a CPU, with weights and draws of `filled`:
+`SiT(input_size=8, patch_size=2, in_channels=3, hidden_size=16, decoder_hidden_size=16, depth=4, num_heads=2,
+num_classes=4, encoder_depth=1, encoder_depth_text=m, z_dims=[6, 7], z_types=["i", "t"], projector_dim=8,
+fused_attn=True, qk_norm=False).eval()` of image/models/sit.py, and `SILoss(enc_names=["dinov2", "qwen"],
+loss_weights=...)(net, x, dict(y=y), zs=[features, caption])` of image/loss.py, where `torch.rand` and
+`torch.randn_like` return t and eps. `caption` is a vector in place of the embedding of Qwen2-VL.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from harness.backbone.sit import SiTConfig
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import Size
+from harness.backbone.times import Times
 from harness.config.backbone_spec import BackboneSpec
-from harness.flow.batch import View
+from harness.flow.batch import Batch, Draw, View
 from harness.flow.gradients import separate_gradients
 from harness.flow.path import interpolate
+from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.reed import Reed
+from tests.support.filled import fill, filled
 from tests.support.runs import tiny, trained
 from tests.support.small_methods import CONFIG, STREAMS, batch, f64, student, unit
 
@@ -34,6 +47,36 @@ def given(step: int = 1):
     one = batch(8)
     second = View(STREAMS.normal("second", one.index, (CONFIG.tokens, 7)))
     return replace(one, views=(*one.views, second), step=step)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("pooled_layer", "weights", "expected"),
+    [
+        (3, (1.0, 0.5), 0.03056098334491253),
+        (3, (0.3, 2.0), 0.14587169885635376),
+        # Both terms at one layer.
+        (1, (1.0, 0.5), 0.030734369531273842),
+    ],
+)
+def test_losses_equal_those_of_released_code(
+    pooled_layer: int, weights: tuple[float, float], expected: float
+) -> None:
+    """At step 31 of a ramp over 40 steps, `_diffusion_loss_decay` of train.py is 30 / 40."""
+    backbone, (image, pooled) = SiTConfig(Size(4, 16, 2), 2, (3, 8, 8), 4), weights
+    config = Reed.Config(layer=1, pooled_layer=pooled_layer, projector_width=8, flow_warmup=40)
+    config = config.model_copy(update={"image_weight": image, "pooled_weight": pooled})
+    method, net = Reed.build(config, backbone, encoder_dims=(6, 7)), SiT(backbone)
+    fill(net)
+    fill(method)
+    labels, views = torch.tensor([1, 3]), (filled("features", (2, 16, 6)), filled("caption", (2, 7))[:, None])
+    x0, noise = filled("x", (2, 3, 8, 8)), 3 * filled("eps", (2, 3, 8, 8))
+    one = Batch(np.arange(2), x0, labels, labels, step=31, views=tuple(map(View, views)))
+    draw = Draw(noise, Times.per_sample(torch.tensor([0.3, 0.8])))
+    losses = method.loss(Student(net, None, backbone), one, draw)
+    assert losses.parts["flow"].item() == pytest.approx(1.3230829238891602, abs=1e-6)
+    assert losses.parts["align"].item() == pytest.approx(expected, abs=1e-6)
+    assert losses.total.item() == pytest.approx(0.75 * 1.3230829238891602 + 0.5 * expected, abs=1e-6)
 
 
 def test_loss_has_a_term_of_tokens_and_a_term_of_means() -> None:

@@ -44,6 +44,7 @@ from methods.flow import Flow
 from methods.sprint import Sprint, kept_tokens
 from tests.support.commands import flowrace
 from tests.support.conformance import OF_TEXT, STREAMS, batch, made, network
+from tests.support.filled import fill, filled
 from tests.support.runs import tiny, trained
 
 CONFIG = SiTConfig(Size(4, 16, 2), 2, (3, 8, 8), 4, fused=(2, 3))
@@ -52,20 +53,12 @@ EVERY = torch.arange(16).expand(2, -1)
 LABELS = torch.tensor([1, 3])
 
 
-def filled(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return values that need no random generator."""
-    place = 1.7 * torch.arange(math.prod(shape), dtype=torch.float64)
-    return (0.3 * torch.cos(place + sum(map(ord, name)) % 97)).float().reshape(shape)
-
-
 @pytest.fixture(scope="module")
 def net() -> SiT:
     network = SiT(CONFIG)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(filled(name, tuple(parameter.shape)))
-        # In place of the rotation that the released network has.
-        network.pos_embed.zero_()
+    fill(network)
+    # In place of the rotation that the released network has.
+    network.pos_embed.zero_()
     return network.eval()
 
 
@@ -107,9 +100,7 @@ def test_alignment_inside_the_route_equals_that_of_released_code(net: SiT) -> No
     stack = load("method", "repa+sprint")
     settings = {"repa": {"layer": 2, "projector_width": 8}, "sprint": {"first_layer": 2, "last_layer": 3}}
     method = stack.build(stack.Config(**settings), CONFIG, encoder_dims=(6,))
-    with torch.no_grad():
-        for name, parameter in method.terms["repa"].projectors[0].named_parameters():
-            parameter.copy_(filled(f"projector.{name}", tuple(parameter.shape)))
+    fill(method.terms["repa"].projectors[0], "projector.{}".format)
     view = View(filled("features", (2, 16, 6)))
     given = Batch(np.arange(2), filled("x", SHAPE), LABELS, LABELS, views=(view,))
     times = Times.per_sample(torch.tensor([0.3, 0.8]))

@@ -1,24 +1,105 @@
-"""TREAD: its route and its draws against the release's rules, and its counted cost."""
+"""TREAD: its routed pass and its draws against released code, and its counted cost.
+
+The expected numbers are those of CompVis/tread fccf77c on a CPU, with weights and draws of `filled`:
+`DiT(input_size=8, patch_size=2, in_channels=3, hidden_size=16, depth=4, num_heads=2, num_classes=4,
+enable_routing=True, routes=[dict(selection_ratio=rate, start_layer_idx=1, end_layer_idx=2)])` of dit.py, and
+`RF("uniform")(net, x, y=y)` of rf.py, where `torch.rand` returns times and then the order of the tokens, and
+`torch.randn_like` the noise. Samples are those of `RF.sample(net, z, 4, 1.0, y=y)`. Run it with
+`TORCHDYNAMO_DISABLE=1`, which leaves the blocks uncompiled.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from harness.backbone.sit import SiTConfig
-from harness.backbone.sizes import SIZES
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import SIZES, Size
+from harness.backbone.times import Times
 from harness.config.backbone_spec import BackboneSpec
 from harness.config.method_config import Schedule
 from harness.costs.flops import count
 from harness.errors import UserError
+from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
+from harness.flow.samplers import euler, velocity_field
+from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.method import Needs
 from methods.flow import Flow
 from methods.tread import Tread
 from tests.support.conformance import CONFIG, STREAMS, batch, made, student
+from tests.support.filled import fill, filled
 from tests.support.runs import tiny
+
+SMALL = SiTConfig(Size(4, 16, 2), 2, (3, 8, 8), 4)
+SHAPE = (2, 3, 8, 8)
+LABELS = torch.tensor([1, 3])
+
+
+@pytest.fixture(scope="module")
+def net() -> SiT:
+    network = SiT(SMALL)
+    fill(network)
+    return network.eval()
+
+
+class GivenOrder(Streams):
+    """Streams that return the order of the tokens that released code was given."""
+
+    def uniform(
+        self, name: str, indices: Sequence[int] | np.ndarray, shape: Sequence[int] = ()
+    ) -> torch.Tensor:
+        return filled(name, (len(indices), *shape)) / 0.6 + 0.5
+
+
+def given() -> Batch:
+    return Batch(np.arange(2), filled("x", SHAPE), LABELS, LABELS)
+
+
+def routed(rate: float) -> tuple[Tread, Draw]:
+    """Return the method, whose route is blocks 2 and 3, and its draw with the given order."""
+    method = Tread.build(Tread.Config(rate=rate, first_layer=2, last_layer=3), SMALL)
+    draw = Draw(3 * filled("eps", SHAPE), Times.per_sample(torch.tensor([0.3, 0.8])))
+    return method, method.draw_more(GivenOrder(0), given(), draw)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (0.75, 1.4264999628067017),
+        (0.5, 1.411792516708374),
+        (0.3, 1.3281441926956177),
+        (0.0, 1.323082685470581),
+    ],
+)
+def test_loss_equals_that_of_released_code(net: SiT, rate: float, expected: float) -> None:
+    """Tokens that skipped come back by position, and all tokens are in the loss. Rate 0 routes none."""
+    method, draw = routed(rate)
+    losses = method.loss(Student(net, None, SMALL), given(), draw)
+    assert losses.total.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_tokens_that_stay_are_those_of_released_code() -> None:
+    """`Router.get_mask`, sorted."""
+    half, quarter = (routed(rate)[1].route for rate in (0.5, 0.75))
+    assert half is not None and quarter is not None
+    assert quarter.kept.tolist() == [[3, 6, 10, 14], [1, 5, 9, 13]]
+    assert half.kept.tolist() == [[2, 3, 6, 7, 10, 11, 13, 14], [1, 2, 5, 6, 8, 9, 12, 13]]
+
+
+@torch.no_grad()
+def test_samples_equal_those_of_released_code(net: SiT) -> None:
+    """No token is routed in sampling."""
+    v = velocity_field(net, LABELS, null=4, rule=routed(0.5)[0].velocity)
+    x = euler(v, 3 * filled("z", SHAPE), 4)
+    first = [0.19444340467453003, -0.36226874589920044, -0.5185737609863281, 0.9418551921844482]
+    assert x.flatten()[:4].tolist() == pytest.approx(first, abs=1e-5)
+    assert x.sum().item() == pytest.approx(-14.810742378234863, abs=1e-4)
 
 
 def test_default_route_is_the_released_one_of_b() -> None:
