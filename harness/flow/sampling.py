@@ -23,6 +23,7 @@ from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError
 from harness.flow.samplers import SAMPLERS, Interval, Network, Rule, plain, velocity_field
 from harness.runtime.random_streams import Streams
+from harness.runtime.transfer import sent
 
 Decode = Callable[[Tensor], Tensor]
 Given = Callable[[np.ndarray], Tensor]
@@ -83,12 +84,13 @@ def draw(
         own=Interval(spec.method_guidance, spec.method_guidance_low, spec.method_guidance_high),
     )
     normal = partial(_normal, streams, index=index, shape=shape, extra=extra, features=features)
-    z = normal("eval_noise").to(device)
+    z = sent(normal("eval_noise"), device)
     keep = kept_given(model, given, index, device)
     if keep is not None:
         free = v
         v = lambda x, t: free(keep(x), t)  # noqa: E731
-    noise = lambda i, x: normal(f"sde_noise/{i}").to(x)  # noqa: E731
+    # Drawn on the host while the device computes the step's velocity.
+    noise = lambda i, x: sent(normal(f"sde_noise/{i}"), device).to(x)  # noqa: E731
     with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
         x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise, shift=spec.sampler_shift)
     x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x[:, : shape[0]] if features else x

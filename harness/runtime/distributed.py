@@ -5,6 +5,7 @@ A single process is a world of size 1.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -53,7 +54,9 @@ class World:
         if self.size == 1 or is_sharded(module):
             return module
         # As views of the exchanged buckets, gradients are stored once instead of twice.
-        return DistributedDataParallel(module, find_unused_parameters=changing, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            module, find_unused_parameters=changing, gradient_as_bucket_view=True, **_without_buffers()
+        )
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
         """Delay the exchange of gradients until the last micro-batch.
@@ -104,14 +107,37 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, pick_device(device))
         return
+    _check_one_device_each(device)
     chosen = pick_device(device, local_rank=int(os.environ["LOCAL_RANK"]))
+    on_gpu = chosen.type == "cuda"
     # The other ranks wait while rank 0 trains a metric's network or measures 50k samples, which takes longer
-    # than torch's default timeout.
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    # than torch's default timeout. With a device, NCCL connects the ranks at once, or reports that it cannot.
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", timeout=timedelta(hours=2), device_id=chosen if on_gpu else None
+    )
     try:
         yield World(dist.get_rank(), size, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _check_one_device_each(name: str) -> None:
+    """Raise `UserError` if the processes of this machine would share one GPU, which NCCL does not support."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name.startswith("cuda:") and here > 1:
+        raise UserError(
+            f"runtime.device = '{name}' is one GPU, but {here} processes run on this machine; set "
+            "runtime.device to cuda, by which process n has GPU n"
+        )
+
+
+def _without_buffers() -> dict[str, bool]:
+    """Return the option of DDP by which a pass does not wait for rank 0 to send its buffers.
+
+    They are codes of positions and masks, which are constants of the configuration. torch 2.13 renamed it.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

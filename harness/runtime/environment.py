@@ -36,7 +36,7 @@ def describe(device: torch.device, devices: int) -> dict[str, Any]:
     """Return versions, device and threads of this process as JSON; `started` is in ms since 1970."""
     import torch
 
-    return {
+    about: dict[str, Any] = {
         "started": int(time.time() * 1000),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -49,8 +49,10 @@ def describe(device: torch.device, devices: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_products": torch.get_float32_matmul_precision(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+    return about | ({"cuda": _cuda_libraries(device)} if device.type == "cuda" else {})
 
 
 def prepare(threads: int) -> None:
@@ -65,9 +67,13 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads or cores())
     # `use_deterministic_algorithms` also imports Inductor, which takes a second; compiled blocks call it.
     torch.set_deterministic_debug_mode("error")
+    # It writes NaN into every new tensor. The same bits without it are tested.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
-    # By default torch uses TF32 for convolutions, but not for matrix products.
+    # By default torch uses TF32 for convolutions, and for matrix products too in NVIDIA's containers, which
+    # set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 def keep_memory() -> None:
@@ -98,6 +104,20 @@ def device_name(device: torch.device) -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+# Any: JSON.
+def _cuda_libraries(device: torch.device) -> dict[str, Any]:
+    """Return the versions of the libraries on which the bits of a GPU depend, and its architecture."""
+    import torch
+
+    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else ()
+    return {
+        "runtime": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, nccl)),
+        "capability": list(torch.cuda.get_device_capability(device)),
+    }
 
 
 def package_version(name: str) -> str | None:

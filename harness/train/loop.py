@@ -183,7 +183,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
     # A run whose process died right before its early end trains no further.
     ended = journal.ends_early()
     steps = range(run.step + 1, run.step + 1 if ended else train.steps + 1)
-    gradients = GradientLog(run, world, autocast)
+    gradients, learned = GradientLog(run, world, autocast), list(run.learned.values())
     micro_batches = MicroBatches(steps, train.batch_size, train.accumulate, world.rank, world.size)
     batches = run.feed.batches(micro_batches, run.spec.data.workers)
     prepared = prepare_batches(batches, method, run.streams, pin=device.type == "cuda")
@@ -219,7 +219,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
 
             with phase("optimizer"):
                 # Clip.
-                grad_norm = full_tensor(nn.utils.clip_grad_norm_(list(run.learned.values()), train.clip))
+                grad_norm = full_tensor(nn.utils.clip_grad_norm_(learned, train.clip))
 
                 # Optimizer.
                 learning_rate = set_learning_rate(run.optimizer, train, step)

@@ -110,7 +110,7 @@ def build_run(
     if mesh is None:
         model, ema, method = model.to(device), ema.to(device), method.to(device)
     else:
-        shard(model, ema, method, mesh)
+        shard(model, ema, method, mesh, half=spec.train.precision == "bfloat16")
     meter = clock(device)
     optimizer = build_optimizer(spec, learned_by_name(model, method))
     feed = Feed(
