@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.sides import machine, spread, timed
+from harness.acting.network_actor import FIRST, NetworkActor
+from harness.acting.policy import Observation
 from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.environments.base import open_task
 from harness.environments.play import Played, play
 from harness.flow.samplers import euler, velocity_field
-from harness.policy.base import Observation
-from harness.rollouts.actors import NetworkActor
-from harness.rollouts.rollout import FIRST
 from harness.runtime.environment import prepare
 from harness.runtime.random_streams import Streams
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.acting.network_actor import BATCH
 from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import backbone_config, sampling_rule, weightless
 from harness.backbone.times import Times
@@ -28,8 +29,11 @@ from harness.costs.disk import disk_bytes
 from harness.costs.flops import Cost, count_readings, count_spec
 from harness.costs.memory import Footprint, footprint
 from harness.data.open import outlined
+from harness.data.robot import CHUNK
+from harness.environments.base import open_task
+from harness.errors import UserError
 from harness.evaluation.held_out_loss import TIMES
-from harness.evaluation.metric_table import HELD_OUT_LOSS
+from harness.evaluation.metric_table import HELD_OUT_LOSS, SUCCESS, is_sampled
 from harness.flow.samplers import SAMPLERS, Interval
 
 FINEST = 1000
@@ -44,7 +48,7 @@ class Estimate:
     cost: Cost
     evaluation_flops: int
     """FLOPs of the network in all evaluations of the run, without extractors and codec. They include those of
-    `loss:held_out`."""
+    `loss:held_out`, and those of `success@TASK` if every episode takes all its steps."""
     memory: Footprint
     disk_bytes: int
     """Checkpoints and kept weights of the finished run."""
@@ -108,14 +112,14 @@ def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = N
 def evaluation_flops(spec: RunSpec) -> int:
     """Return the FLOPs of the network in all evaluations of a run, that of the last step included."""
     evaluations = -(-spec.train.steps // spec.eval.every)
-    sampled = [name for name in spec.eval.metrics if name != HELD_OUT_LOSS]
+    sampled = [name for name in spec.eval.metrics if is_sampled(name)]
     each = spec.eval.samples if sampled else min(spec.eval.samples, spec.eval.grid)
     own, samples = spec.eval, each * spec.eval.replicates
     drawn = samples * sum(map(passes, own.by_guidance))
     guided = samples * sum(map(guided_passes, own.by_guidance))
     plain = _forward_flops(spec)
     added = _forward_flops(spec, own.method_guidance) - plain if guided else 0
-    return evaluations * ((drawn + _loss_passes(spec)) * plain + guided * added)
+    return evaluations * ((drawn + _loss_passes(spec) + _success_passes(spec)) * plain + guided * added)
 
 
 def _loss_passes(spec: RunSpec) -> int:
@@ -130,6 +134,24 @@ def _loss_passes(spec: RunSpec) -> int:
     known = len(dataset) if hasattr(dataset, "__len__") else None
     held_out = spec.eval.samples if known is None else round(spec.data.held_out * known)
     return len(TIMES) * min(spec.eval.samples, held_out)
+
+
+def _success_passes(spec: RunSpec) -> int:
+    """Return the network passes of `success@TASK` in one evaluation if no episode succeeds.
+
+    The horizon of a task that is not installed is unknown, and it counts nothing.
+    """
+    found, own = 0, spec.eval
+    for name in own.metrics:
+        if not name.startswith(SUCCESS):
+            continue
+        try:
+            horizon = open_task(name.removeprefix(SUCCESS)).task.horizon
+        except UserError:
+            continue
+        plans, batches = -(-horizon // (spec.data.chunk or CHUNK)), -(-own.samples // BATCH)
+        found += plans * batches * BATCH * passes(own.model_copy(update={"guidance": 1.0}))
+    return found
 
 
 def passes(spec: EvalSpec) -> int:

@@ -141,6 +141,11 @@ class Capabilities:
         return getattr(self.of, "robot", None)
 
     @property
+    def resizes(self) -> bool:
+        """True if the frames of a robot were resized, so that those of an environment are resized alike."""
+        return getattr(self.of, "resizes", False)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(getattr(self._files, "class_names", ()))
 

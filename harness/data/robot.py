@@ -88,6 +88,14 @@ class RobotLayout(BaseModel):
         return self
 
     @property
+    def action_size(self) -> int:
+        return len(self.action.low)
+
+    @property
+    def observes_frames(self) -> bool:
+        return self.image is not None
+
+    @property
     def parts(self) -> dict[str, tuple[int, ...]]:
         """The shape of each part by its kind, in the order of a sample."""
         shapes: dict[str, tuple[int, ...]] = {}

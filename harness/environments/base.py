@@ -184,13 +184,17 @@ def task_names() -> dict[str, str]:
 
 def open_task(name: str) -> Environments:
     """Return the environments of a task; raises `UserError` for an unknown name or a missing package."""
+    check_task(name)
     family, _, variant = name.partition(":")
-    if family in registry.names("task"):
-        # Any: the class of a family, maybe a plug-in's.
-        found = registry.load("task", family)
-        if variant in found.names() and not name.endswith(":"):
-            return found.open(variant)
-    raise unknown("task", name, task_names(), see="flowrace list tasks")
+    return registry.load("task", family).open(variant)
+
+
+def check_task(name: str) -> None:
+    """Raise `UserError` for an unknown task; its package may be missing."""
+    family, _, variant = name.partition(":")
+    known = family in registry.names("task") and not name.endswith(":")
+    if not known or variant not in registry.load("task", family).names():
+        raise unknown("task", name, task_names(), see="flowrace list tasks")
 
 
 def _full(family: str, variant: str) -> str:

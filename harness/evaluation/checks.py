@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from harness.acting.network_policy import DETERMINISTIC
 from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Capabilities
 from harness.data.parts import KINDS as PARTS
+from harness.environments.base import check_task
 from harness.errors import UserError
 from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
-from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, ReferenceFree
+from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, SUCCESS, ReferenceFree
 from metrics import MetricError
 from metrics.extractors.base import Extractor
 from metrics.suite import RESERVED, check_classes, metric_of
@@ -37,7 +39,7 @@ SUITABLE = {
     "video": "video:local, or video:<image extractor>",
     "audio": "local, or any image extractor, which reads the spectrogram",
     "joint": "video:local for the video and local for the sound",
-    "robot": "loss:held_out, or measure success with flowrace rollout",
+    "robot": "success@TASK, for example success@open-and-place, or loss:held_out",
     "image": "local, or any image extractor",
 }
 MOST = 2**62
@@ -73,6 +75,8 @@ def check_metrics(
             _check_captions(metric, captioned)
         if metric.compares_features:
             _check_network(metric, modality)
+        if metric.name.startswith(SUCCESS):
+            _check_success(metric.name, modality, spec.sampler)
         check_enough(metric, samples, real)
     if HELD_OUT_LOSS in spec.metrics and not held_out:
         raise UserError(
@@ -182,6 +186,21 @@ def _check_captions(metric: MetricSpec, captioned: bool) -> None:
         raise UserError(
             f"eval.metrics '{metric.name}' compares samples with their captions, but this run is conditioned "
             "on class labels; set text.encoder, for example minilm, or remove the metric"
+        )
+
+
+def _check_success(name: str, modality: str, sampler: str) -> None:
+    if modality != "robot":
+        raise UserError(
+            f"eval.metrics '{name}' needs a run that generates actions, but this one generates "
+            f"{DRAWN[modality]}; use data demos with data.parts.action.weight above 0, as flowrace finetune "
+            "does, or remove it"
+        )
+    check_task(name.removeprefix(SUCCESS))
+    if sampler not in DETERMINISTIC:
+        raise UserError(
+            f"eval.metrics '{name}': eval.sampler = {sampler} draws further noise, so equal noise would give "
+            f"other actions; --set eval.sampler={DETERMINISTIC[0]}"
         )
 
 

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.backbone.network import Backbone
 from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
 from harness.encoders.base import Encoder
@@ -27,12 +28,13 @@ from harness.evaluation.held_out_loss import HeldOutLoss
 from harness.evaluation.inputs import network_inputs
 from harness.evaluation.kept_features import Note, ignore, samples_identity
 from harness.evaluation.metric_names import favoured, input_kind
-from harness.evaluation.metric_table import HELD_OUT_LOSS
+from harness.evaluation.metric_table import HELD_OUT_LOSS, SUCCESS, is_sampled
 from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.real_side import RealSamples
 from harness.evaluation.reference import race_reference
 from harness.evaluation.reference_free import prepared
 from harness.evaluation.sample_grid import count_drawn, picture, png
+from harness.evaluation.task_success import TaskSuccess
 from harness.files.files import write_atomic
 from harness.files.progress import announced
 from harness.flow.samplers import Rule, plain
@@ -55,18 +57,21 @@ class MetricResult(NamedTuple):
     n: int
     """Samples in each replicate."""
     replicates: tuple[float, ...]
+    successes: str = ""
+    """`1` for success and `0` for failure of each episode, in the order of the starts; empty for others."""
 
     @classmethod
-    def of_value(cls, value: Value) -> MetricResult:
+    def of_value(cls, value: Value, successes: str = "") -> MetricResult:
         """Return a value that is the same in every replicate."""
-        return cls(value.mean, value.low, value.high, value.n, (value.mean,))
+        return cls(value.mean, value.low, value.high, value.n, (value.mean,), successes)
 
     # Any: JSON
     def row(self) -> dict[str, Any]:
         """Return the result as JSON; a single evaluation lists no replicates."""
         row = self._asdict()
-        replicates = row.pop("replicates")
-        return row | ({"replicates": list(replicates)} if len(replicates) > 1 else {})
+        replicates, successes = row.pop("replicates"), row.pop("successes")
+        several = {"replicates": list(replicates)} if len(replicates) > 1 else {}
+        return row | several | ({"successes": successes} if successes else {})
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,8 @@ class Evaluator:
             captioned=captions is not None,
         )
         self.metrics = [metric for metric in metrics if metric.compares_features]
+        named = [name for name in spec.metrics if name.startswith(SUCCESS)]
+        self.successes = [TaskSuccess(name, spec, dataset, device, rule) for name in named]
         self.kinds = {metric.extractor: input_kind(metric) for metric in self.metrics}
         shown = None if captions is None else captions.first_texts
         with main_first(self.world), announced(note, f"opening the networks of {', '.join(spec.metrics)}"):
@@ -217,7 +224,7 @@ class Evaluator:
                 self.extractors,
                 self.reference_free,
                 self.reference,
-                self.held_out_loss.about() if self.held_out_loss else None,
+                self._about_unsampled(),
             )
             | codec
             | self.conditions.about()
@@ -229,17 +236,17 @@ class Evaluator:
 
         With several scales of guidance, use the first. Returns None on every rank except 0.
         """
-        return self._measure(model, *self._held_out_losses(model))
+        return self._measure(model, *self._unsampled(model))
 
     def each(self, model: nn.Module) -> Iterator[tuple[Evaluator, Result | None]]:
         """Measure under each scale of guidance, in order, and yield its evaluator with the result.
 
-        Networks, real samples, noise and conditions are shared, and so is the validation loss, which has no
-        guidance.
+        Networks, real samples, noise and conditions are shared, and so are the validation loss and success,
+        which have no guidance.
         """
-        losses = self._held_out_losses(model)
+        unsampled = self._unsampled(model)
         for evaluator in (self, *map(self.under, self.further)):
-            yield evaluator, evaluator._measure(model, *losses)
+            yield evaluator, evaluator._measure(model, *unsampled)
 
     def under(self, spec: EvalSpec) -> Evaluator:
         """Return this evaluator under a spec that differs in its scale of guidance only."""
@@ -250,18 +257,15 @@ class Evaluator:
         return other
 
     def _measure(
-        self, model: nn.Module, losses: Mapping[str, Value], loss_errors: Mapping[str, str]
+        self, model: nn.Module, unsampled: Mapping[str, MetricResult], errors: Mapping[str, str]
     ) -> Result | None:
         if self.undecoded:
-            return self._unsampled(losses, loss_errors) if self.world.main else None
+            # No sample is drawn from latents that cannot be decoded.
+            found = Result(dict(unsampled), self.protocol, None, dict(errors))
+            return found if self.world.main else None
         replicates = [self._replicate(model, number) for number in range(self.spec.replicates)]
         measured = [replicate for replicate in replicates if replicate is not None]
-        return self._result(measured, losses, loss_errors) if measured else None
-
-    def _unsampled(self, losses: Mapping[str, Value], errors: Mapping[str, str]) -> Result:
-        """Return the result for latents that cannot be decoded: no sample is drawn."""
-        metrics = {name: MetricResult.of_value(value) for name, value in losses.items()}
-        return Result(metrics, self.protocol, None, dict(errors))
+        return self._result(measured, unsampled, errors) if measured else None
 
     # Any: JSON
     def described(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
@@ -315,16 +319,30 @@ class Evaluator:
     @property
     def sampled_metrics(self) -> list[str]:
         """The metrics of generated samples."""
-        return [name for name in self.spec.metrics if name != HELD_OUT_LOSS]
+        return [name for name in self.spec.metrics if is_sampled(name)]
 
-    def _held_out_losses(self, model: nn.Module) -> tuple[dict[str, Value], dict[str, str]]:
-        """Return the validation loss by name, or why it cannot be computed; empty if it is not requested."""
-        if self.held_out_loss is None:
-            return {}, {}
-        try:
-            return self.held_out_loss(model), {}
-        except MetricError as error:
-            return {}, {HELD_OUT_LOSS: str(error)}
+    # Any: JSON.
+    def _about_unsampled(self) -> dict[str, dict[str, Any]]:
+        """Return what the validation loss and success depend on, by metric."""
+        loss = {HELD_OUT_LOSS: self.held_out_loss.about()} if self.held_out_loss else {}
+        return loss | {success.name: success.about() for success in self.successes}
+
+    def _unsampled(self, model: nn.Module) -> tuple[dict[str, MetricResult], dict[str, str]]:
+        """Return the validation loss and success by name, and why one of them cannot be computed."""
+        found, errors = {}, {}
+        if self.held_out_loss is not None:
+            try:
+                losses = self.held_out_loss(model)
+                found |= {name: MetricResult.of_value(value) for name, value in losses.items()}
+            except MetricError as error:
+                errors[HELD_OUT_LOSS] = str(error)
+        for success in self.successes:
+            try:
+                rates = success(cast(Backbone, model))
+                found |= {name: MetricResult.of_value(*rate) for name, rate in rates.items()}
+            except MetricError as error:
+                errors[success.name] = str(error)
+        return found, errors
 
     def _replicate(self, model: nn.Module, number: int) -> Replicate | None:
         generated = self._generate(model, number)
@@ -413,9 +431,12 @@ class Evaluator:
         return values, errors
 
     def _result(
-        self, replicates: list[Replicate], losses: Mapping[str, Value], loss_errors: Mapping[str, str]
+        self,
+        replicates: list[Replicate],
+        unsampled: Mapping[str, MetricResult],
+        unsampled_errors: Mapping[str, str],
     ) -> Result:
-        errors = dict(loss_errors)
+        errors = dict(unsampled_errors)
         for replicate in replicates:
             errors = replicate.errors | errors
         metrics = {
@@ -425,8 +446,8 @@ class Evaluator:
             for name in self.sampled_metrics
             if name not in errors
         }
-        # In the order of the spec, then the values by time and part.
-        metrics |= {name: MetricResult.of_value(value) for name, value in losses.items()}
+        # In the order of the spec, then the values by time, part and stage.
+        metrics |= unsampled
         metrics = {name: metrics[name] for name in (*self.spec.metrics, *metrics) if name in metrics}
         first = replicates[0].first
         captions = self.conditions.texts(np.arange(count_drawn(len(first), self.shapes)))

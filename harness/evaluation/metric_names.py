@@ -10,7 +10,14 @@ from urllib.parse import parse_qsl, urlencode
 from harness.config.encoder_fields import innermost
 from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError, unknown
-from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, REFERENCE_FREE, ReferenceFree
+from harness.evaluation.metric_table import (
+    CAPTION_SCORES,
+    HELD_OUT_LOSS,
+    REFERENCE_FREE,
+    SUCCESS,
+    ReferenceFree,
+    is_sampled,
+)
 from metrics import MetricError
 from metrics.extractors.registry import extractor_modality
 from metrics.files.hashing import file_sha256
@@ -51,7 +58,7 @@ class MetricSpec(NamedTuple):
 
 def metric_spec(name: str) -> MetricSpec:
     """Parse a metric's name; raises `UserError`, with the nearest match, for an unknown one."""
-    if name in REFERENCE_FREE or name == HELD_OUT_LOSS:
+    if name in REFERENCE_FREE or not is_sampled(name):
         return MetricSpec(name, name, "")
     if name in RESERVED:
         return MetricSpec(name, RESERVED[name].value, RESERVED[name].extractor)
@@ -66,7 +73,8 @@ def metric_spec(name: str) -> MetricSpec:
     if value not in OVER_ANY:
         over = [f"{known}:{extractor or '<extractor>'}" for known in OVER_ANY]
         over += [f"{known}:{extractor or 'open_clip:<model>'}" for known in CAPTION_SCORES]
-        raise unknown("metric in eval.metrics", name, [*RESERVED, *REFERENCE_FREE, HELD_OUT_LOSS, *over])
+        known = [*RESERVED, *REFERENCE_FREE, HELD_OUT_LOSS, f"{SUCCESS}<task>", *over]
+        raise unknown("metric in eval.metrics", name, known)
     if not extractor:
         raise UserError(
             f"metric '{name}' in eval.metrics names no network: write {value}:<extractor>, for example "

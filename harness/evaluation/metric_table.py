@@ -13,6 +13,18 @@ LOSS_SUMMARY = (
     "(loss:held_out/two_digits, loss:held_out/left_of)"
 )
 
+SUCCESS = "success@"
+"""The share of episodes in which a policy solves a task, written `success@TASK` (task_success.py)."""
+SUCCESS_SUMMARY = (
+    "share of closed-loop episodes that solve the task, of eval.samples at fixed starts and noise; higher is "
+    "better; also by stage (success@open-and-place/opened); for runs that generate actions"
+)
+
+
+def is_sampled(name: str) -> bool:
+    """Return whether a metric is one of generated samples, which the validation loss and success are not."""
+    return name != HELD_OUT_LOSS and not name.startswith(SUCCESS)
+
 
 class ReferenceFree(NamedTuple):
     """The requirements of a metric of the samples themselves (reference_free.py)."""
@@ -141,4 +153,5 @@ def described() -> dict[str, str]:
     over_any = {f"{value}:<extractor>": summary for value, summary in DISTANCES.items()}
     free = {name: f"{metric.summary}; for data {metric.data}" for name, metric in REFERENCE_FREE.items()}
     scores = {f"{value}:open_clip:<model>": metric.summary for value, metric in CAPTION_SCORES.items()}
-    return {**over_any, **RESERVED_NAMES, HELD_OUT_LOSS: LOSS_SUMMARY, **scores, **free}
+    unsampled = {HELD_OUT_LOSS: LOSS_SUMMARY, f"{SUCCESS}<task>": SUCCESS_SUMMARY}
+    return {**over_any, **RESERVED_NAMES, **unsampled, **scores, **free}

@@ -12,7 +12,6 @@ import numpy as np
 from harness.config.evaluation_spec import EvalSpec
 from harness.data.dataset import Dataset, shapes_of
 from harness.evaluation.metric_names import metric_spec
-from harness.evaluation.metric_table import HELD_OUT_LOSS
 from harness.evaluation.reference import RaceReference
 from harness.evaluation.reference_free import ReferenceFreeMetric
 from metrics.extractors.base import Extractor
@@ -29,11 +28,12 @@ def protocol(
     extractors: Mapping[str, Extractor],
     reference_free: Iterable[ReferenceFreeMetric] = (),
     reference: RaceReference | None = None,
-    held_out_loss: Mapping[str, Any] | None = None,
+    unsampled: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the conditions under which two values are comparable, as JSON.
 
-    The number of replicates is not part of them. The content of a reference is, with its number of samples.
+    `unsampled` is what metrics without samples depend on, by name. The number of replicates is not part of
+    them. The content of a reference is, with its number of samples.
     """
     fields = spec.model_dump(mode="json", exclude=NOT_PROTOCOL | spec.unset)
     fields["guidance"] = spec.scale
@@ -41,8 +41,7 @@ def protocol(
         # Protocols recorded before the precision could be chosen have no such field.
         del fields["precision"]
     prepared = {metric.name: metric.about for metric in reference_free}
-    if held_out_loss is not None:
-        prepared[HELD_OUT_LOSS] = dict(held_out_loss)
+    prepared |= {name: dict(about) for name, about in (unsampled or {}).items()}
     named = [metric_spec(name) for name in spec.metrics]
     settings = {m.value: metric_of(m.value).settings for m in named if m.compares_features}
     return {

@@ -25,6 +25,8 @@ from harness.records.events import Event, read_events
 from harness.records.shapes import protocol_fault
 
 EVALUATIONS, PROTOCOLS = "evaluations.jsonl", "protocols.json"
+SUCCESS = "success@"
+"""Prefix of the share of episodes in which a policy solves a task."""
 SHORTFALL = "1-"
 """Prefix of the name of the shortfall of a share, for example `1-obeys:colour`, which falls as the share
 rises."""
@@ -256,6 +258,15 @@ def recorded_name(metric: str) -> str:
     ('obeys:colour', 'fd:local')
     """
     return metric.removeprefix(SHORTFALL)
+
+
+def falling(metric: str) -> str:
+    """Return the name under which a metric falls as it improves: success as its shortfall.
+
+    >>> falling("success@pusht"), falling("fd:local")
+    ('1-success@pusht', 'fd:local')
+    """
+    return SHORTFALL + metric if metric.startswith(SUCCESS) else metric
 
 
 # Any: a metric's row as in the record.

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.errors import UserError
+from harness.records.evaluations import falling, recorded_name
 from harness.records.record import Record
 from harness.records.study_folder import StudyFolder, StudySettings
-from harness.records.targets import BASELINE, TargetRule, baseline_records, fit_of, target_value
+from harness.records.targets import (
+    BASELINE,
+    TargetRule,
+    baseline_records,
+    falling_rules,
+    fit_of,
+    target_value,
+)
 
 
 def targets_of_run(
@@ -22,7 +30,10 @@ def targets_of_run(
     or a target, and if a relative target has no finished run of the baseline.
     """
     study = _study(record)
-    metric = metric or study.metric
+    asked, metric = metric, metric or study.metric
+    metric = metric if metric is None else falling(metric)
+    if metric is not None and asked != metric:
+        rules = falling_rules(recorded_name(metric), rules)
     rules = rules or (study.rules_of(metric) if metric is not None else ())
     if metric is None or not rules:
         raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")

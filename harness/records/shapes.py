@@ -92,9 +92,15 @@ def _eval_fault(event: Mapping[str, Any]) -> str:
             return f"has a metric '{name}' whose n is no whole number"
         if not _is_list_of(row.get("replicates", []), is_value):
             return f"has a metric '{name}' whose replicates are no numbers"
+        if not _is_successes(row.get("successes", "")):
+            return f"has a metric '{name}' whose successes are no text of 0 and 1"
     if not (isinstance(errors, dict) and all(isinstance(text, str) for text in errors.values())):
         return "has errors that are no table of texts"
     return "" if isinstance(event.get("protocol", ""), str) else "has a protocol that is no text"
+
+
+def _is_successes(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip("01")
 
 
 def spec_fault(spec: Mapping[str, Any]) -> str:

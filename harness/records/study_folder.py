@@ -30,9 +30,10 @@ from harness.errors import UserError
 from harness.files.files import decode_text, read_toml
 from harness.files.names import check_name
 from harness.files.parse import parse_json
+from harness.records.evaluations import falling
 from harness.records.record import Record, log_file
 from harness.records.shapes import is_count
-from harness.records.targets import FORMS, TargetRule, rule_at_step, share_rule
+from harness.records.targets import FORMS, TargetRule, falling_rules, rule_at_step, share_rule
 
 ACROSS = ("pooled", "cells")
 """Summaries of several cells in the headline of a report: one pooled effect, or one effect per cell."""
@@ -250,7 +251,8 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
             f'{file}: target must be a table, for example [target] metric = "fd:local", value = 12.0; '
             f"it is {target!r}"
         )
-    values = _values(file, target)
+    metric = _text(file, "target.metric", target.get("metric"))
+    values = _falling(file, metric, _values(file, target))
     at, share = target.get("at"), target.get("share_of_final")
     given = [key for key in ("value", "values", "at", "share_of_final") if target.get(key) is not None]
     if len(given) > 1:
@@ -264,7 +266,7 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
     return StudySettings(
         name=_text(file, "name", table.get("name")),
         baseline=_text(file, "baseline", table.get("baseline")),
-        metric=_text(file, "target.metric", target.get("metric")),
+        metric=None if metric is None else falling(metric),
         target=values[0] if values else None,
         targets=values if len(values) > 1 else (),
         target_at=at,
@@ -289,6 +291,14 @@ def _values(file: Path, target: Mapping[str, Any]) -> tuple[float, ...]:
             more = f"; other targets: {FORMS}" if isinstance(value, str) and "baseline@" in value else ""
             raise UserError(f"{file}: target.{key} = {value!r}: expected a number above 0{more}")
     return tuple(dict.fromkeys(float(value) for _, value in found if value is not None))
+
+
+def _falling(file: Path, metric: str | None, values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return target values of the metric under the name by which it falls."""
+    rules = falling_rules(metric, map(TargetRule, values))
+    if any(rule.value is not None and rule.value <= 0 for rule in rules):
+        raise UserError(f"{file}: a target of {metric} is a share below 1, but got {max(values):g}")
+    return tuple(rule.value for rule in rules if rule.value is not None)
 
 
 def _labels(file: Path, labels: Any) -> dict[str, str]:

@@ -19,14 +19,15 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from harness.config.training_spec import DECAYS_TO_THE_END
 from harness.errors import UserError
+from harness.records.evaluations import falling, row_of
 from harness.records.flatten import flatten
 from harness.records.record import Record
 
@@ -76,6 +77,15 @@ def parse_targets(text: str | float, name: str = "--target") -> tuple[TargetRule
     """
     rules = tuple(_parsed(part.strip(), name) for part in str(text).split(","))
     return tuple(dict.fromkeys(rules))
+
+
+def falling_rules(metric: str | None, rules: Iterable[TargetRule]) -> tuple[TargetRule, ...]:
+    """Return the rules for the name under which a metric falls: a success of 0.8 is a shortfall of 0.2."""
+    if metric is None or falling(metric) == metric:
+        return tuple(rules)
+    return tuple(
+        rule if rule.value is None else replace(rule, value=round(1 - rule.value, 12)) for rule in rules
+    )
 
 
 def rule_at_step(text: str) -> TargetRule | None:
@@ -134,12 +144,13 @@ def target_value(rule: TargetRule, fits: Sequence[tuple[np.ndarray, np.ndarray]]
 
 def fit_of(record: Record, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return steps after 0 and the fitted metric of a record; None if it was not evaluated."""
-    events = [e for e in record.of("eval") if metric in e["metrics"] and e["step"] > 0]
-    values = [e["metrics"][metric] for e in events]
+    found = [(e["step"], row_of(e, metric)) for e in record.of("eval") if e["step"] > 0]
+    steps = [step for step, row in found if row is not None]
+    values = [row for _, row in found if row is not None]
     means = np.asarray([value["mean"] for value in values], dtype=float)
-    if not events or not (np.isfinite(means) & (means > 0)).all():
+    if not steps or not (np.isfinite(means) & (means > 0)).all():
         return None
-    return np.asarray([e["step"] for e in events], dtype=float), antitonic(means, replicate_weights(values))
+    return np.asarray(steps, dtype=float), antitonic(means, replicate_weights(values))
 
 
 def baseline_records(record: Record, records: Sequence[Record], baseline: str) -> list[Record]:

@@ -1,13 +1,12 @@
-"""Actors of rollouts: a network's policy on fixed noise, and policies for checks."""
+"""Actors of rollouts for checks: random actions, and recorded ones."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -17,55 +16,11 @@ from harness.environments.episode_file import ACTION
 from harness.errors import UserError
 from harness.files.files import read_text
 from harness.files.parse import parse_json
-from harness.policy.base import Observation, Policy
 from harness.runtime.random_streams import Streams
 from metrics.files.parquet_files import bounded_table
 from metrics.value import MetricError
 
-NOISE, RANDOM = "rollout_noise", "random_actions"
-
-
-class NetworkActor:
-    """A policy whose noise depends only on a seed, the start and the number of the plan.
-
-    All arms of a comparison meet the same noise. The network's batch always has the same number of rows, so
-    an episode does not depend on which others are played.
-    """
-
-    def __init__(self, policy: Policy, seeds: Sequence[int], rows: int, noise: int) -> None:
-        self.chunk = policy.chunk
-        self._policy, self._streams = policy, Streams(noise)
-        # Rows beyond the episodes repeat the first one.
-        self._rows = np.arange(rows)
-        self._rows[len(seeds) :] = 0
-        self._seeds = np.asarray(seeds)
-
-    def plan(self, environments: Environments, step: int) -> np.ndarray:
-        # It may have more than the protocol names: the rest of a simulation's state.
-        observation = cast(Observation, _Rows(environments.observe(), self._rows))
-        name = f"{NOISE}/{step // self.chunk}"
-        noise = self._streams.normal(name, self._seeds[self._rows], self._policy.noise_shape)
-        actions = self._policy.act(observation, noise)
-        return actions.detach().cpu().numpy()[: len(self._seeds)]
-
-
-class _Rows(Mapping[str, np.ndarray]):
-    """Some rows of an observation, taken when they are read: a policy may not need the frames."""
-
-    def __init__(self, observation: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
-        self._all, self._rows = observation, rows
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._all[name][self._rows]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._all
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all)
-
-    def __len__(self) -> int:
-        return len(self._all)
+RANDOM = "random_actions"
 
 
 class RandomActor:

@@ -12,19 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.acting.network_actor import BATCH, FIRST, NOISE, NetworkActor, batches, check_policy
+from harness.acting.policy import Policy
 from harness.environments.base import Environments, Task, no_expert
-from harness.environments.demonstrations import MOST_EPISODES
 from harness.environments.play import Actor, Expert, play
-from harness.errors import UserError
-from harness.policy.base import Policy
 from harness.records.rollouts import Conditions, Episode, Rollout, read_rollout, recording
-from harness.rollouts.actors import NetworkActor, RandomActor, ReplayActor, actions_digest, check_demos
+from harness.rollouts.actors import RandomActor, ReplayActor, actions_digest, check_demos
 from metrics.intervals import of_replicates, share
 from metrics.value import Value
 
-FIRST, NOISE = MOST_EPISODES, 0
-"""Seed of the first start, after those of all demonstrations, and the seed of the noise."""
-BATCH = 50
 Actors = Callable[[Sequence[int]], Actor]
 """A function from the seeds of the episodes to what acts in them."""
 
@@ -67,17 +63,7 @@ def policy_acting(policy: Policy, name: str, task: Task, batch: int) -> Acting:
 
     Raises `UserError` if its actions are not those of the task, or if it needs frames and the task has none.
     """
-    if policy.action_size != len(task.actions):
-        raise UserError(
-            f"the policy has {policy.action_size} numbers in an action, but task '{task.name}' takes "
-            f"{len(task.actions)} ({', '.join(task.actions)}); fine-tune on demonstrations of this task"
-        )
-    if policy.observes_frames and not task.frame[0]:
-        raise UserError(
-            f"the policy observes frames, but task '{task.name}' draws none on this machine; install OSMesa "
-            "(apt install libosmesa6) or EGL (apt install libegl1), or fine-tune with --set "
-            "data.image_key=none"
-        )
+    check_policy(policy, task)
     actors = lambda seeds: NetworkActor(policy, seeds, batch, NOISE)  # noqa: E731
     return Acting(name, actors, device=policy.device_kind)
 
@@ -115,15 +101,6 @@ def roll_out(
                 record.add(Episode(**asdict(played)))
                 advance(1)
     return first_of(read_rollout(folder), count)
-
-
-def batches(first: int, count: int, batch: int) -> list[range]:
-    """Return the seeds of each batch.
-
-    >>> batches(100, 5, 3)
-    [range(100, 103), range(103, 105)]
-    """
-    return [range(first + begin, first + min(begin + batch, count)) for begin in range(0, count, batch)]
 
 
 def first_of(rollout: Rollout, count: int) -> Rollout:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.records.evaluations import row_of
 from harness.records.record import Record
 
 
@@ -24,9 +25,7 @@ class Wanted:
 def bracket_steps(record: Record, wanted: Wanted) -> list[int]:
     """Return the steps of neighbouring evaluations with the target between them, in rising order."""
     values = [
-        (e["step"], e["metrics"][wanted.metric]["mean"])
-        for e in record.of("eval")
-        if wanted.metric in e["metrics"]
+        (e["step"], row["mean"]) for e in record.of("eval") if (row := row_of(e, wanted.metric)) is not None
     ]
     pairs = itertools.pairwise(values)
     return sorted(

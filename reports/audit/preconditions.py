@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.records.evaluations import falling
 from reports.audit.inputs.claim import Claim, Tuning
 from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.race.comparability import one_after_another, unknown_seconds
@@ -198,7 +199,9 @@ def _rising(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
     if not rises([log.curve for log in logs]):
         return None
     return Reason(
-        "rising", f"{claim.metric} rises during training in every run; an audit needs a metric that falls"
+        "rising",
+        f"{claim.metric} rises during training in every run; an audit needs a metric that falls"
+        + (f": write {falling(claim.metric)}" if falling(claim.metric) != claim.metric else ""),
     )
 
 

@@ -11,9 +11,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.records.evaluations import belongs, protocol_of, recorded_name
+from harness.records.evaluations import SUCCESS, belongs, protocol_of, recorded_name
 from harness.records.record import Record
 
+OF_SUCCESS = ("sampler", "n_fake", "ema_precision")
+"""Prefixes of the fields of a protocol that success depends on, with its own description."""
 OF_VIDEO = ("video:", "i3d", "videomae")
 """Prefixes of the names of networks that read clips."""
 
@@ -39,6 +41,8 @@ def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
 def narrowed(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Return the protocol as it would be with this metric alone, on samples with only the part that its
     network reads."""
+    if metric.startswith(SUCCESS):
+        return _of_success(protocol, metric)
     value, _, name = metric.partition(":")
     fields = dict(protocol) | ({"metrics": [metric]} if "metrics" in protocol else {})
     extractors, truths = protocol.get("extractors", {}), protocol.get("truths", {})
@@ -52,6 +56,13 @@ def narrowed(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
         clips = name.startswith(OF_VIDEO)
         fields["shape"] = next(shape for shape in shapes if (len(shape) == 4) == clips)
     return {key: x for key, x in fields.items() if key in protocol and (x or key != "truths")}
+
+
+def _of_success(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return what success depends on: sampler, task, starts and noise, and neither data nor real samples."""
+    truths = {key: x for key, x in protocol.get("truths", {}).items() if belongs(metric, key)}
+    kept = {name: x for name, x in protocol.items() if name.startswith(OF_SUCCESS)}
+    return {**kept, "metrics": [metric], "truths": truths}
 
 
 def _digest(protocol: Mapping[str, Any]) -> str:

@@ -10,11 +10,11 @@ from typing import TypedDict
 import numpy as np
 
 from harness.errors import UserError, unknown
-from harness.records.evaluations import recorded_name
+from harness.records.evaluations import falling, recorded_name
 from harness.records.integrity import named_misfits
 from harness.records.record import Record, find_records
 from harness.records.study_folder import PlanEntry, PlanExclusion
-from harness.records.targets import TargetRule
+from harness.records.targets import TargetRule, falling_rules
 from reports.race.arms import RaceArm, arms_of
 from reports.race.cells import RaceCell, baseline_first, cells_of, split_arms
 from reports.race.comparability import comparable_axes, values_differ
@@ -158,7 +158,6 @@ def read_race(
     baseline, and broken records.
     """
     study, plan = read_study(directories), read_plan(directories)
-    asked = requested_rules(target)
     found_records = find_records(*directories) if logged is None else list(logged)
     records, unplanned = split_by_plan(found_records, directories)
     if not records:
@@ -171,7 +170,11 @@ def read_race(
     found = arms_of(records, names)
     _check_labels(found, labels or {})
     arms, notes = baseline_first(found, baseline, study.baseline, order)
-    metric = _metric(records, metric or study.metric)
+    asked_metric, metric = metric, _metric(records, metric or study.metric)
+    asked = requested_rules(target)
+    if asked_metric != metric:
+        # A number is one of success, unless its shortfall was asked for.
+        asked = falling_rules(recorded_name(metric), asked)
     runs = [
         run_of(arm.label, seed, record, metric, costs.get(record.path))
         for arm in arms
@@ -285,7 +288,7 @@ def _metric(records: Sequence[Record], requested: str | None) -> str:
         raise UserError("no run has been evaluated yet; a report needs at least one evaluation")
     if requested is not None and recorded_name(requested) not in names:
         raise unknown("metric", requested, names)
-    return requested or names[0]
+    return falling(requested or names[0])
 
 
 def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[tuple[str, str], Speedup]:

@@ -22,6 +22,7 @@ from harness.config.evaluation_spec import EvalSpec
 from harness.config.spec import RunSpec
 from harness.errors import UserError, unknown
 from harness.records.early_end import EndRule
+from harness.records.evaluations import recorded_name
 from harness.records.flatten import flatten
 from sweeps.plan.equal_flops import with_equal_flops
 from sweeps.plan.method_settings import check_labels, check_method_settings, check_used, settings_of_run
@@ -215,7 +216,7 @@ def _check_names(study: Study, plan: StudyPlan) -> None:
 
 def _check_target(study: Study, runs: Sequence[PlannedRun]) -> None:
     metrics = {metric for run in runs for variant in run.variants for metric in variant.eval.metrics}
-    if study.target.metric is not None and study.target.metric not in metrics:
+    if study.target.metric is not None and recorded_name(study.target.metric) not in metrics:
         raise unknown("target metric", study.target.metric, metrics)
     check_target_step(study, {run.label: run.spec for run in runs})
 

@@ -60,6 +60,7 @@ from harness.config.tables import parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.files.names import LONGEST
+from harness.records.evaluations import falling
 from harness.records.flatten import flatten
 from sweeps.plan.search_space import Dimension
 
@@ -75,6 +76,7 @@ class Target(Section):
     """The metric and the value of it that arms race to: a number, several, or one that the baseline sets."""
 
     metric: str | None = None
+    """Arms race downwards, to the shortfall of a share (`1-obeys:colour`), and upwards to `success@TASK`."""
     value: float | None = Field(default=None, gt=0)
     values: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
     """Several values, each with its own result."""
@@ -95,6 +97,9 @@ class Target(Section):
         given = [name for name in TARGET_VALUES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} each set the target; keep one of them")
+        numbers = self.values or (() if self.value is None else (self.value,))
+        if self.metric is not None and falling(self.metric) != self.metric and max(numbers, default=0) >= 1:
+            raise ValueError(f"value = {max(numbers):g}: a target of {self.metric} is a share below 1")
         return self
 
     @property

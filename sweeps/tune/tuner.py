@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.records.evaluations import falling, row_of
 from harness.records.record import Record
 from sweeps.plan.method_settings import restricted
 from sweeps.plan.plan import ExcludedRun, PlannedRun, make_plan
@@ -101,7 +102,7 @@ def make_tuning_study(study: Study, directory: Path) -> TuningStudy:
         study=study,
         arms=arms,
         audit_seeds=tuple(dict.fromkeys(run.spec.seed for run in plan.runs)),
-        metric=study.target.metric or plan.runs[0].spec.eval.metrics[0],
+        metric=falling(study.target.metric or plan.runs[0].spec.eval.metrics[0]),
         flops_per_run=full if tune.flops is None else min(full, tune.flops / (len(seeds) * tune.trials)),
         directory=directory,
         excluded=plan.excluded,
@@ -259,7 +260,7 @@ def value_of(record: Record, metric: str) -> float:
     Raises `Unfinished` for any other run that is not done.
     """
     if record.status == "done":
-        measured = record.of("eval")[-1]["metrics"].get(metric)
+        measured = row_of(record.of("eval")[-1], metric)
         return float("inf") if measured is None else measured["mean"]
     if record.status == "failed" and "not finite" in (record.failure or {}).get("reason", ""):
         return float("inf")

@@ -31,7 +31,7 @@ ORDER = {
         {"harness.data.generated", "harness.encoders"},
         {"harness.data.disk"},
         {"harness.latents.layouts"},
-        {"harness.latents", "harness.text"},
+        {"harness.latents", "harness.text", "harness.acting"},
         {"harness.evaluation"},
         {"harness.evaluation.samples", "harness.assembly"},
         {"harness.costs"},

@@ -81,3 +81,31 @@ def test_joint_run_is_compared_with_a_run_of_sound_alone(tmp_path: Path) -> None
     assert read_race([tmp_path], target=30).speedups
     write_evaluated(tmp_path / "sra", JOINT | {"n_fake": 1})
     assert not read_race([tmp_path], target=30).speedups
+
+
+def test_protocol_of_success_is_that_of_its_task_and_not_of_the_data() -> None:
+    about = {"task": "open-and-place", "version": "1", "first": 100_000}
+    robot = {"metrics": ["success@open-and-place"], "sampler": "euler", "sampler_steps": 5, "n_fake": 100}
+    robot |= {"n_real": 50, "data": "0b7e", "truths": {"success@open-and-place": about, "loss:held_out": {}}}
+    more = robot | {"n_real": 200, "data": "9cec", "metrics": ["success@open-and-place", "loss:held_out"]}
+    found = [narrowed(one, "success@open-and-place/placed") for one in (robot, more)]
+    assert found[0] == found[1] and found[0]["truths"] == {"success@open-and-place": about}
+    assert narrowed(robot | {"sampler_steps": 9}, "success@open-and-place/placed") != found[0]
+
+
+def test_race_to_success_is_won_by_the_arm_that_reaches_it_first(tmp_path: Path) -> None:
+    for method, scale in (("flow", 0.002), ("repa", 0.004)):
+        for seed in (0, 1, 2):
+            write_run(
+                tmp_path / f"{method}{seed}",
+                method,
+                seed,
+                metric=lambda _: 1.0,
+                others={"success@pusht": lambda step, scale=scale: 1 - 1 / (1 + scale * step)},
+            )
+    race = read_race([tmp_path], metric="success@pusht", target=0.75, baseline="flow")
+    assert (race.metric, race.target) == ("1-success@pusht", 0.25)
+    # 1 / (1 + scale * step) = 0.25 at steps 1,500 and 750.
+    assert race.speedups["steps", "repa"].estimate == pytest.approx(2, rel=0.01)
+    shortfall = read_race([tmp_path], metric="1-success@pusht", target=0.25, baseline="flow")
+    assert shortfall.speedups == race.speedups

@@ -45,6 +45,7 @@ class Demos:
         self._found = found = read_episodes(data_path(spec, EXPECTED), spec.image_key)
         _check_task(spec, found)
         self.files = len(found.files)
+        self.resizes = spec.resolution is not None
         self.stored, image, hashes = _survey(spec, found)
         self.steps = Clips([len(episode) for episode in found.episodes])
         self._keys = [_digest(episode) for episode in found.episodes]

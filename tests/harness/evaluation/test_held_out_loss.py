@@ -229,12 +229,12 @@ def test_value_is_comparable_under_a_protocol_of_its_own_samples() -> None:
 def test_loss_of_a_network_with_an_extra_token_is_refused_with_the_reason() -> None:
     spec = tiny(*ONLY)
     model = Plain(torch.zeros_like, extra=4)
-    assert evaluator(spec)._held_out_losses(model) == ({}, {LOSS: EXTRA_TOKEN})
+    assert evaluator(spec)._unsampled(model) == ({}, {LOSS: EXTRA_TOKEN})
 
 
 def test_infinite_loss_is_no_value() -> None:
     network = Plain(lambda x: x * torch.inf)
-    assert evaluator(tiny(*ONLY))._held_out_losses(network) == ({}, {LOSS: "the loss is not finite"})
+    assert evaluator(tiny(*ONLY))._unsampled(network) == ({}, {LOSS: "the loss is not finite"})
 
 
 def test_loss_without_held_out_samples_is_refused_before_the_data_are_read() -> None:
@@ -252,7 +252,7 @@ def test_list_names_every_metric_and_its_direction() -> None:
     assert "lower is better" in rows[LOSS]
     over_any = {f"{value}:<extractor>" for value in OVER_ANY}
     scores = {f"{value}:open_clip:<model>" for value in CAPTION_SCORES}
-    assert rows.keys() == {*over_any, *RESERVED, *REFERENCE_FREE, *scores, LOSS}
+    assert rows.keys() == {*over_any, *RESERVED, *REFERENCE_FREE, *scores, LOSS, "success@<task>"}
 
 
 def test_method_whose_extra_token_needs_an_encoder_is_refused_before_the_run() -> None:

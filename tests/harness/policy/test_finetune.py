@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.acting.policy import Observation
 from harness.assembly.build import backbone_config
 from harness.assembly.frozen import is_of_further_parts
 from harness.assembly.resolve import load_spec, resolve
@@ -23,7 +24,6 @@ from harness.data.open import open_dataset
 from harness.data.robot import FILE
 from harness.environments.base import open_task
 from harness.errors import UserError
-from harness.policy.base import Observation
 from harness.policy.finetune import finetune_spec
 from harness.policy.policy import NetworkPolicy, load_policy
 from harness.records import checkpoint, checkpoint_files

@@ -13,6 +13,7 @@ from harness.records.targets import (
     TargetRule,
     antitonic,
     baseline_records,
+    falling_rules,
     parse_targets,
     target_value,
 )
@@ -141,3 +142,10 @@ def test_study_file_gives_labels_and_the_summary_of_cells(tmp_path: Path) -> Non
         (tmp_path / "study.toml").write_text(text)
         with pytest.raises(UserError, match=message):
             _ = StudyFolder(tmp_path).settings
+
+
+def test_target_of_success_is_reached_as_its_shortfall_falls() -> None:
+    rules = parse_targets("0.8,baseline@400,90%")
+    found = falling_rules("success@open-and-place", rules)
+    assert [rule.value for rule in found] == [0.2, None, None] and found[1:] == rules[1:]
+    assert falling_rules("1-success@open-and-place", rules) == falling_rules("fd:local", rules) == rules
