@@ -28,6 +28,8 @@ EAGER = {
     "released self_flow / ours": (OLD_SELF_FLOW, SELF_FLOW),
     "released flow / ours": (OLD_FLOW, FLOW),
 }
+ROUTED = {"tread / flow": (Kind("tread"), FLOW)}
+"""Measured only when asked for by name: their steps cost less than flow's."""
 COMPILED = {
     f"released {method} / ours, {words}": (Kind(method, released=True), Kind(method, **options))
     for words, options in {
@@ -45,8 +47,8 @@ def main() -> None:
     device = torch.device("cpu")
     config, batch = problem(options.size, options.tokens, options.batch)
     race = Race(config, options.size, batch, device)
-    pairs = EAGER if options.eager else EAGER | COMPILED
-    pairs = {name: pair for name, pair in pairs.items() if name in (options.only or pairs)}
+    usual = EAGER if options.eager else EAGER | COMPILED
+    pairs = {name: (ROUTED | usual)[name] for name in options.only or usual}
     race.enter(*dict.fromkeys(kind for pair in pairs.values() for kind in pair))
     race.run(options.rounds)
     ratios = {name: race.ratio(*pair) for name, pair in pairs.items()}
@@ -85,7 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=list(EAGER | COMPILED),
+        choices=list(EAGER | COMPILED | ROUTED),
         help="the pairs to measure; for large networks not all fit in memory",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
