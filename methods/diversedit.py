@@ -15,7 +15,8 @@ Cost: cosines of tokens; no head, no teacher, no encoder.
 Ours: b is a group of `group` consecutive samples (in the code, a local batch), so that the value does not
 depend on the number of processes. The mean over groups is taken after c. Shallower networks have fewer pairs.
 Disputed: c jumps from 0.8 to 1 at D = 0.5, and its gradient is part of the loss, in that code and here. The
-paper states a weight of 0.33 for each of the three terms.
+paper states a weight of 0.33 for each of the three terms. Its train.py has `--block-diversity-loss-coeff`,
+0.001, but does not use it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Defaults: coefficient 0.5 and layer 8, as released (CVL-UESTC/Internal-Guidance 
 train.py, samplers.py).
 Cost: one more final layer; guidance costs that layer too, and no additional pass.
 Ours: the release has layer 8 for every size. Here it is 8 for L and XL, and 0.3 of the depth otherwise, which
-is 4 for B.
+is 4 for B. The release guides at w above 1 only; here w below 1 moves towards v_i.
 """
 
 from __future__ import annotations

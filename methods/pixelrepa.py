@@ -8,11 +8,12 @@ REPA's projector sees one token, and can copy it. The adapter has to infer maske
 serves training only. P is left out if the widths are equal.
 Defaults: as released (kaist-cvml/PixelREPA 5181608: denoiser_pixelREPA.py `forward_mta`, model_pixelREPA.py
 `MaskedTransformerAdapter`, engine_pixelREPA.py), coefficient 0.1, 2 blocks, mask ratio 0.2, DINOv2-B, layer 4
-for B and 8 for L, after which JiT adds its class tokens. It trains with `time.kind=logit_normal` on pixels.
+for B and 8 for L, after which JiT adds its class tokens. It trains on pixels with `time.kind=logit_normal
+time.mean=0.8 time.std=0.8`, where the release has mean -0.8, as its time runs the other way.
 Cost: the encoder's forward pass (online), and two blocks at the width of the network.
 Ours: the blocks are SiT's, with rotary positions. The release has JiT's, with RMSNorm, SwiGLU, normalised
 queries and 32 class tokens in the sequence. With texts, c is the time alone, as in MMDiT's image stream. The
-release predicts x, with a loss on the velocity.
+release predicts x, with a loss on the velocity (`flow.prediction=x`).
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ end.
 Defaults: as released (zelaki/ReDi 58c65a8, train_redi.py and transport.py), rank 8, weight 1, bilinear
 upsampling from the token grid, DINOv2-B with registers. harness/encoders/pca.py computes the components.
 Cost: the encoder's forward pass at every step; wider first and last layers, also in sampling.
-Ours: x0 has the noise that all methods share. Classifier-free guidance applies to both, where the released
-evaluation guides x0 alone (`--cfg-vae`). Representation guidance, which drops z in training, and the optional
-REPA term are not implemented. The released network also has the unused channels of `backbone.learn_sigma`.
+Ours: x0 has the noise that all methods share. Classifier-free guidance applies to both, as in the released
+`forward_with_cfg`, where the released evaluation guides x0 alone (`--cfg-vae True`). Representation guidance,
+which drops z in training, and the optional REPA term are not implemented.
+Disputed: sample.py builds the network with the unused channels of `backbone.learn_sigma`, while train_redi.py
+and sample_ddp.py leave them out, as the default here does.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ coefficient 0.5, times 0.4 to 0.7, layer 2 and then 6, guidance 30, and an end o
 the second phase. The code was read in a stored copy, so it counts as secondary.
 Cost: none in the first phase; in the second, two passes of the frozen run up to its layer.
 Ours: for other sizes, layer 1 / 6 and then 1 / 2 of the depth. The frozen run is its EMA, where the release
-has the trained weights.
+has the trained weights. The released networks normalise queries and keys (`--qk-norm`, on by default).
 Disputed: the paper aligns with the latent x0, the released first phase with the velocity eps - x0
 (`latent_target`). The release multiplies masks (B, 1, 1, 1) with losses (B,), so that its mask scales the
-mean over all samples. Here the mask selects samples, as in the paper.
+mean over all samples. Here the mask selects samples, as in the paper. The released train_selftrans.py calls
+the loss for texts, which it does not import. Here the loss for labels is the reference, `selftrans_Loss`.
 """
 
 from __future__ import annotations

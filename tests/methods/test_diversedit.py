@@ -1,4 +1,9 @@
-"""DiverseDiT's loss against its formulas in float64 numpy, and its weight."""
+"""DiverseDiT's loss against released code and against its formulas in float64 numpy, and its weight.
+
+The expected numbers are those of kobeshegu/DiverseDiT 5fedda1 on a CPU, retyped from a stored copy, with the
+features of `common_and_own`: `compute_block_diversity_loss` of `SILoss(block_diversity_loss=True,
+encoder_depth=8)` in loss.py, times its `block_diversity_loss_coeff` of train.py, and the gradient of that.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from harness.backbone.network import Prediction
+from harness.backbone.sit import SiTConfig
+from harness.backbone.sizes import Size
 from harness.config.backbone_spec import BackboneSpec
+from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.diversedit import DiverseDiT, dispersion, falling_weight
+from tests.support.filled import filled
 from tests.support.small_methods import batch, build, f64, loss, student, unit
 
 
@@ -22,6 +33,40 @@ def diversity(blocks: dict[int, np.ndarray], pairs: list[tuple[int, int]]) -> fl
     usage = np.mean([np.abs(unit(block, axis=0)).mean(0) for block in flat.values()], axis=0)
     spread = min(1, 4 * (usage / usage.max()).var())
     return (np.mean(orthogonality) + np.mean(information) - spread) / 3
+
+
+def common_and_own(share: float) -> dict[int, Tensor]:
+    """Return features of 12 blocks, (2, 5, 6), with a common part; one token uses half of the channels."""
+    blocks = {}
+    for layer in range(1, 13):
+        h = share * filled("common", (2, 5, 6)).square() + filled(f"block{layer}", (2, 5, 6))
+        h[:, 1:, :3] = 0
+        blocks[layer] = h.requires_grad_()
+    return blocks
+
+
+@pytest.mark.parametrize(
+    ("share", "expected", "gradients"),
+    [
+        (0.5, 0.04700234904885292, (2.4756031036376953, 0.4784142076969147)),
+        (2.0, 0.20996084809303284, (1.7482277154922485, 0.36608147621154785)),
+        (10.0, 0.53978031873703, (0.26631349325180054, 0.06455443799495697)),
+    ],
+)
+def test_loss_and_its_gradient_equal_those_of_released_code(
+    share: float, expected: float, gradients: tuple[float, float]
+) -> None:
+    """With the falling weight and above it; gradients are sums of sizes, of blocks 2 and 12."""
+    backbone = SiTConfig(Size(12, 6, 2), 2, (3, 4, 4), 4)
+    method = DiverseDiT.build(DiverseDiT.Config(group=2).resolved(BackboneSpec(size="B")), backbone)
+    hidden, given = common_and_own(share), batch(2)
+    pupil = Student(torch.nn.Identity(), None, backbone)
+    draw = method.draw(Streams(0), given)
+    align = method.align(pupil, given, draw, Prediction(given.x0, hidden))
+    align.backward()
+    assert align.item() == pytest.approx(expected, abs=1e-6)
+    found = [hidden[layer].grad.abs().sum().item() for layer in (2, 12)]
+    assert found == pytest.approx(gradients, rel=1e-4)
 
 
 def c(value: float) -> float:

@@ -4,7 +4,10 @@ The expected numbers are those of kaist-cvml/PixelREPA 5181608 on a CPU: `Denois
 denoiser_pixelREPA.py, whose `masked_transformer_adapter` is `MaskedTransformerAdapter(input_size=8,
 patch_size=2, out_channels=..., hidden_size=16, depth=2, num_heads=2, in_context_len=4, num_classes=4)` of
 model_pixelREPA.py with its initial blocks, which change no token, and tokens, features, mask token, mask and
-projection of `filled`. Attention runs on a CPU, and `TORCHDYNAMO_DISABLE=1`.
+projection of `filled`. `torch.Tensor.cuda` returns the tensor, `torch.rand` the mask, and
+`TORCHDYNAMO_DISABLE=1`. Conditioned ones are those of `depth=1, in_context_len=0`, for which
+`in_context_posemb` is set to an empty tensor, with weights of `filled`. JiT's block is SiT's if tokens have
+mean 0, queries are 0, and the gate of its MLP is 0, so only these are compared.
 """
 
 from __future__ import annotations
@@ -53,6 +56,35 @@ def test_loss_equals_that_of_released_code(dim: int, expected: float) -> None:
     masked = filled("mask", (2, 16)) / 0.6 + 0.5 <= 0.2
     draw = Draw(x0, TIMES, extra={MASKED: masked})
     prediction = Prediction(x0, {2: filled("hidden", TOKENS)})
+    student = Student(network(0, CONFIG), None, CONFIG)
+    assert method.align(student, given, draw, prediction).item() == pytest.approx(expected, abs=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("times", "labels", "expected"),
+    [
+        ([0.3, 0.8], [1, 3], 0.8290043473243713),
+        ([0.8, 0.3], [1, 3], 0.8300594091415405),
+        ([0.3, 0.8], [4, 0], 0.8269422650337219),
+    ],
+)
+def test_conditioned_loss_equals_that_of_released_code(
+    times: list[float], labels: list[int], expected: float
+) -> None:
+    """The embeddings of time and label modulate and gate an attention that is a mean over tokens."""
+    method = PixelRepa.build(PixelRepa.Config(layer=2, blocks=1), CONFIG, encoder_dims=(16,))
+    adapter, y = method.adapters[0], torch.tensor(labels)
+    fill(adapter)
+    adapter.mask_token.sub_(adapter.mask_token.mean())
+    (block,) = adapter.blocks
+    for linear, rows in ((block.attn.qkv, slice(16)), (block.adaLN_modulation[1], slice(80, None))):
+        linear.weight[rows], linear.bias[rows] = 0, 0
+    hidden, x0 = filled("hidden", TOKENS), torch.zeros(2, 3, 8, 8)
+    masked = filled("mask", (2, 16)) / 0.6 + 0.5 <= 0.2
+    draw = Draw(x0, Times.per_sample(torch.tensor(times)), extra={MASKED: masked})
+    given = Batch(np.arange(2), x0, y, y, views=(View(filled("features", TOKENS)),))
+    prediction = Prediction(x0, {2: hidden - hidden.mean(dim=2, keepdim=True)})
     student = Student(network(0, CONFIG), None, CONFIG)
     assert method.align(student, given, draw, prediction).item() == pytest.approx(expected, abs=1e-6)
 

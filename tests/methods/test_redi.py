@@ -1,4 +1,13 @@
-"""ReDi: its losses in closed form, joint sampling of sample and features, and commands that reject it."""
+"""ReDi: its losses and guidance against released code, joint sampling, and commands that reject it.
+
+The expected numbers are those of zelaki/ReDi 58c65a8 on a CPU, with weights and draws of `filled`:
+`SiT(input_size=8, patch_size=2, in_channels=6, hidden_size=16, depth=4, num_heads=2, num_classes=4,
+learn_sigma=False).eval()` of models.py, and `create_transport("Linear", "velocity").training_losses(v, x,
+dict(y=y), lam=lam)` of transport/, where x is joined as in train_redi.py, `th.rand` returns 1 - t and
+`th.randn_like` the noise. Its time runs from noise to data, so v is `lambda x, t, y: -net(x, 1 - t, y)`.
+torchdiffeq, which these calls do not use, is an empty module. Samples are four Euler steps of
+`net.forward_with_cfg`, with `net.forward` replaced by v.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbone.network import Prediction
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.config.evaluation_spec import EvalSpec
 from harness.errors import UserError
 from harness.exchange.convert import Weights, to_released
-from harness.flow.batch import View
+from harness.flow.batch import Batch, Draw, View
+from harness.flow.samplers import euler, velocity_field
 from harness.flow.sampling import draw
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
@@ -24,6 +36,7 @@ from methods.common.method import Needs
 from methods.redi import ReDi, upsampled
 from tests.support.commands import flowrace
 from tests.support.conformance import CONFIG, STREAMS, batch, network
+from tests.support.filled import fill, filled
 from tests.support.runs import tiny, trained
 from tests.support.small_methods import f64
 
@@ -53,6 +66,38 @@ def test_losses_are_those_of_both_velocities() -> None:
     assert losses.parts["features"].item() == pytest.approx(features, rel=1e-5)
     assert losses.total.item() == pytest.approx(flow + 0.6 * features, rel=1e-5)
     assert torch.equal(upsampled(one.views[0].tokens, (4, 4), (8, 8)), z)
+
+
+@pytest.fixture(scope="module")
+def released() -> SiT:
+    net = SiT(SiTConfig(Size(4, 16, 2), 2, (4, 8, 8), 4, features=2))
+    fill(net)
+    return net.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("weight", "expected"), [(1.0, 2.3443899154663086), (0.6, 1.8429111242294312)])
+def test_loss_equals_that_of_released_code(released: SiT, weight: float, expected: float) -> None:
+    method = ReDi.build(ReDi.Config(rank=2, feature_weight=weight), released.config, encoder_dims=(2,))
+    x0, y, view = filled("x", (2, 4, 8, 8)), torch.tensor([1, 3]), View(filled("components", (2, 16, 2)))
+    noise = {"feature_noise": 3 * filled("feature_noise", (2, 2, 8, 8))}
+    times = Times.per_sample(torch.tensor([0.3, 0.8]))
+    drawn = Draw(3 * filled("eps", (2, 4, 8, 8)), times, extra=noise)
+    losses = method.loss(
+        Student(released, None, released.config), Batch(np.arange(2), x0, y, y, views=(view,)), drawn
+    )
+    assert losses.total.item() == pytest.approx(expected, abs=1e-6)
+
+
+@torch.no_grad()
+def test_guided_samples_equal_those_of_released_code(released: SiT) -> None:
+    """The rule that guides the sample and its features (`--cfg-vae False`)."""
+    z = torch.cat([3 * filled("z", (2, 4, 8, 8)), 3 * filled("z/features", (2, 2, 8, 8))], dim=1)
+    x = euler(velocity_field(released, torch.tensor([1, 3]), null=4, scale=1.5), z, 4)
+    first = [0.486034631729126, 0.320227712392807, -1.0030534267425537, 0.899448037147522]
+    assert x.flatten()[:4].tolist() == pytest.approx(first, abs=1e-5)
+    assert x[:, :4].sum().item() == pytest.approx(31.789560317993164, abs=1e-3)
+    assert x.sum().item() == pytest.approx(-17.8848876953125, abs=1e-3)
 
 
 class Points(nn.Module):

@@ -1,19 +1,37 @@
-"""Self-Transcendence: both phases against closed forms, and a run that a first run teaches."""
+"""Self-Transcendence: both phases against released code and closed forms, and a run that a first run teaches.
+
+The expected numbers are those of csslc/Self-Transcendence 42fde5d on a CPU, retyped from a stored copy, with
+weights and draws of `filled`: `vae_diffloss()(net, x, (0.4, 0.7), dict(y=y))` and `selftrans_Loss()(frozen,
+net, x, (0.4, 0.7), y, 3, 2, scale, dict(y=y))` of loss.py with null label 4 in place of 1000, where
+`torch.rand` and `torch.randn_like` return t and eps. Networks are `SiT(input_size=8, patch_size=2,
+in_channels=3, hidden_size=16, decoder_hidden_size=16, depth=4, num_heads=2, num_classes=4, encoder_depth=2,
+projector_dim=8, fused_attn=True, qk_norm=False).eval()` of models/sit_vaeloss_model.py and
+models/sit_selftrans_model.py. The rows of `projectors_final.linear` are in the release's order of patches.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import Size
+from harness.backbone.times import Times
 from harness.config.backbone_spec import BackboneSpec
 from harness.costs.flops import count_spec
 from harness.data.pin import pinned
 from harness.errors import UserError
+from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
+from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
+from harness.train.run_encoder import RunEncoder
 from methods.self_transcendence import SelfTranscendence
+from tests.support.filled import fill, filled
 from tests.support.runs import everything, tiny, trained
 from tests.support.small_methods import CONFIG, batch, build, f64, student
 
@@ -26,6 +44,58 @@ SHORT = (
     "eval.metrics=['loss:held_out']",
 )
 FROZEN = {"encoder": {"name": "run:0123456789ab"}}
+
+
+BACKBONE = SiTConfig(Size(4, 16, 2), 2, (3, 8, 8), 4)
+LABELS = torch.tensor([1, 3])
+
+
+def inputs(*times: float) -> tuple[Batch, Draw]:
+    shape = (2, 3, 8, 8)
+    given = Batch(np.arange(2), filled("x", shape), LABELS, LABELS)
+    return given, Draw(3 * filled("eps", shape), Times.per_sample(torch.tensor(times)))
+
+
+def released(**settings: object) -> tuple[SelfTranscendence, Student]:
+    config, net = SelfTranscendence.Config(layer=2, projector_width=8, **settings), SiT(BACKBONE)
+    method = SelfTranscendence.build(config, BACKBONE, encoder_dims=(16,))
+    fill(net)
+    fill(method)
+    return method, Student(net, None, BACKBONE)
+
+
+@torch.no_grad()
+def test_losses_of_the_first_phase_equal_those_of_released_code() -> None:
+    """With both samples inside the interval; the released target is the velocity."""
+    method, pupil = released(latent_target="velocity")
+    losses = method.loss(pupil, *inputs(0.5, 0.6))
+    assert losses.parts["flow"].item() == pytest.approx(1.3074514865875244, abs=1e-6)
+    assert losses.parts["align"].item() == pytest.approx(4.338921070098877, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("scale", "expected"), [(30.0, 782.0388793945312), (1.0, 1.6627744436264038)])
+def test_losses_of_the_second_phase_equal_those_of_released_code(scale: float, expected: float) -> None:
+    """The frozen network has other weights, and its third block is the target."""
+    (method, pupil), (given, draw), teacher = released(**FROZEN), inputs(0.5, 0.6), SiT(BACKBONE)
+    fill(teacher, "frozen.{}".format)
+    frozen = RunEncoder.__new__(RunEncoder)
+    frozen._network, frozen.layer, frozen._null = teacher, 3, 4
+    given = replace(given, views=(frozen.guided_view(given, draw, scale),))
+    losses = method.loss(pupil, given, draw)
+    assert losses.parts["flow"].item() == pytest.approx(1.3074514865875244, abs=1e-6)
+    assert losses.parts["align"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def test_mask_of_released_code_scales_the_mean_over_all_samples() -> None:
+    """The disputed choice: with one of two samples inside, the release halves the mean over both."""
+    method, pupil = released(latent_target="velocity")
+    widest, _ = released(latent_target="velocity", time_low=0.0, time_high=1.0)
+    both = widest.loss(pupil, *inputs(0.5, 0.8)).parts["align"].item()
+    inside = method.loss(pupil, *inputs(0.5, 0.8)).parts["align"].item()
+    assert both / 2 == pytest.approx(2.1691341400146484, abs=1e-5)
+    assert inside != pytest.approx(both / 2, abs=0.01)
 
 
 @pytest.mark.parametrize("target", ["x0", "velocity"])
