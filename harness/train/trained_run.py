@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from harness.backbone.network import Backbone
     from harness.data.dataset import Dataset
     from harness.evaluation.conditions import Conditions
-    from harness.evaluation.evaluator import Result
     from harness.evaluation.npz_export import Job
+    from harness.evaluation.result import Result
     from harness.flow.samplers import Rule
     from harness.flow.sampling import Decode
 
