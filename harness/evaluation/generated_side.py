@@ -14,7 +14,7 @@ from harness.evaluation.conditions import Conditions
 from harness.evaluation.features import FeaturePass
 from harness.evaluation.inputs import network_inputs
 from harness.flow.samplers import Rule
-from harness.flow.sampling import Decode, are_finite, as_pixels, draw
+from harness.flow.sampling import Decode, Sampling, are_finite, as_pixels, draw
 from harness.runtime.distributed import World
 from harness.runtime.rounds import gather_round, rounds
 
@@ -77,15 +77,7 @@ class GeneratedSamples:
 
     def _drawn(self, model: nn.Module, numbers: range) -> Tensor:
         index, conditions = np.array(numbers), self.conditions
-        return draw(
-            model,
-            self.spec,
-            self.shape,
-            conditions.null,
-            self.device,
-            index,
-            conditions.condition(index),
-            self.decode,
-            self.rule,
-            conditions.given,
+        sampling = Sampling(
+            self.spec, self.shape, conditions.null, self.device, self.decode, self.rule, conditions.given
         )
+        return draw(model, sampling, index, conditions.condition(index))
