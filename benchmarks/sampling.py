@@ -26,7 +26,7 @@ from harness.backbone.sit import SiT
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
 from harness.config.evaluation_spec import EvalSpec
-from harness.flow.sampling import draw_pixels
+from harness.flow.sampling import Sampling, draw_pixels
 from harness.runtime.environment import prepare
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,9 +74,8 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
     def ours(model: SiT, precision: str) -> Callable[[], Tensor]:
         drawn = spec.model_copy(update={"precision": precision})
-        return lambda: draw_pixels(
-            model, drawn, config.shape, config.classes, device, np.arange(options.batch), y
-        )
+        sampling = Sampling(drawn, config.shape, config.classes, device)
+        return lambda: draw_pixels(model, sampling, np.arange(options.batch), y)
 
     sides = {
         "released loop": lambda: released_loop(eager, z, y, config.classes, options.steps, options.guidance),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from harness.backbone.network import Backbone
     from harness.config.spec import RunSpec
     from harness.costs.estimate import Estimate
-    from harness.evaluation.evaluator import Result
+    from harness.evaluation.result import Result
     from harness.evaluation.samples.score import Scores
     from harness.records.record import Record
     from harness.train.journal import Progress

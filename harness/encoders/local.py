@@ -7,7 +7,6 @@ of all that, with their checksum.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from functools import cache
@@ -30,9 +29,8 @@ from harness.encoders.base import (
     no_attention,
     parse_name,
 )
+from harness.encoders.kept_tensors import Made, kept_tensors
 from harness.errors import UserError, unknown
-from harness.files.cache import cache_dir
-from harness.files.files import locked
 from harness.files.parse import parse_json
 from harness.flow.batch import View
 from harness.records import checkpoint
@@ -198,8 +196,8 @@ def trained(
 ) -> float | None:
     """Load or train the weights of the network in place, and return its held-out accuracy.
 
-    If two processes need the same weights, one trains and the other waits. If the cached weights are damaged,
-    the network is trained again. Raises `UserError` for data without labels.
+    If the cached weights are damaged, the network is trained again. Raises `UserError` for data without
+    labels.
     """
     if dataset.classes < 2:
         raise UserError(
@@ -207,18 +205,13 @@ def trained(
             f"timm:<model> or random:{model}"
         )
     parts = [RECIPE, dataset.fingerprint, dataset.shape, dataset.classes, held_out, model, grid, device.type]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    file = cache_dir("encoders") / f"local-{model}-{key}.safetensors"
-    with locked(file):
-        try:
-            saved = checkpoint.load(file)
-        # The file is missing or damaged.
-        except UserError:
-            sides = split(dataset, held_out)
-            fit(network, dataset, sides.train, device)
-            accuracy = score(network, dataset, sides, device)
-            checkpoint.save(file, network.state_dict(), {"accuracy": json.dumps(accuracy)})
-            saved = checkpoint.load(file)
+
+    def train() -> Made:
+        sides = split(dataset, held_out)
+        fit(network, dataset, sides.train, device)
+        return network.state_dict(), {"accuracy": json.dumps(score(network, dataset, sides, device))}
+
+    saved = kept_tensors(f"local-{model}", parts, train)
     network.load_state_dict(saved.tensors)
     return parse_json(saved.meta["accuracy"])
 

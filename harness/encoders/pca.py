@@ -12,8 +12,6 @@ B  images    T  tokens    D  channels of the encoder
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +32,9 @@ from harness.encoders.base import (
     open_encoder,
     parse_name,
 )
+from harness.encoders.kept_tensors import Made, kept_tensors
 from harness.errors import UserError
-from harness.files.cache import cache_dir
-from harness.files.files import locked
 from harness.flow.batch import View
-from harness.records import checkpoint
 from harness.runtime.random_streams import Streams
 from metrics.extractors.local import one_thread
 
@@ -142,22 +138,14 @@ def _projection_flops(grid: tuple[int, ...], dim: int, rank: int) -> int:
 
 
 def _kept_basis(encoder: Encoder, dataset: Dataset, held_out: float, device: torch.device) -> Basis:
-    """Return the statistics of an encoder's features from the cache, or compute them.
+    """Return the statistics of an encoder's features from the cache, or compute them."""
+    data = [dataset.fingerprint, dataset.shape, held_out]
+    parts = [RECIPE, encoder.name, encoder.sha256, *data, encoder.grid, device.type]
 
-    If two processes need the same ones, one computes and the other waits.
-    """
-    parts = [RECIPE, encoder.name, encoder.sha256, dataset.fingerprint, dataset.shape, held_out]
-    text = json.dumps([*parts, encoder.grid, device.type])
-    file = cache_dir("encoders") / f"pca-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-    with locked(file):
-        try:
-            saved = checkpoint.load(file)
-        # The file is missing or damaged.
-        except UserError:
-            found = basis_of(encoder, dataset, split(dataset, held_out).train, device)
-            checkpoint.save(file, found._asdict(), {})
-            saved = checkpoint.load(file)
-    return Basis(**saved.tensors)
+    def compute() -> Made:
+        return basis_of(encoder, dataset, split(dataset, held_out).train, device)._asdict(), {}
+
+    return Basis(**kept_tensors("pca", parts, compute).tensors)
 
 
 @torch.no_grad()

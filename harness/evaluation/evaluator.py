@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.backbone.network import Backbone
 from harness.config.evaluation_spec import EvalSpec
@@ -24,8 +23,8 @@ from harness.evaluation.checks import check_extractor, check_impartial, check_me
 from harness.evaluation.conditions import conditions_of
 from harness.evaluation.extractors import open_extractor
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
+from harness.evaluation.generated_side import Generated, GeneratedSamples
 from harness.evaluation.held_out_loss import HeldOutLoss
-from harness.evaluation.inputs import network_inputs
 from harness.evaluation.kept_features import Note, ignore, samples_identity
 from harness.evaluation.metric_names import favoured, input_kind
 from harness.evaluation.metric_table import HELD_OUT_LOSS, SUCCESS, is_sampled
@@ -33,70 +32,18 @@ from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.real_side import RealSamples
 from harness.evaluation.reference import race_reference
 from harness.evaluation.reference_free import prepared
-from harness.evaluation.sample_grid import count_drawn, picture, png
+from harness.evaluation.result import MetricResult, Result
+from harness.evaluation.sample_grid import count_drawn, picture
 from harness.evaluation.task_success import TaskSuccess
-from harness.files.files import write_atomic
 from harness.files.progress import announced
 from harness.flow.samplers import Rule, plain
-from harness.flow.sampling import NOT_FINITE, are_finite, as_pixels, draw
+from harness.flow.sampling import NOT_FINITE
 from harness.latents.codec import decoder_of
 from harness.runtime.distributed import World
-from harness.runtime.rounds import gather_round, main_first, rounds
+from harness.runtime.rounds import main_first
 from harness.text.captions import RunCaptions
 from metrics import MetricError, Value
-from metrics.intervals import of_replicates
 from metrics.suite import Metric, Side, metric_of, metrics_of
-
-
-class MetricResult(NamedTuple):
-    """A metric as it is recorded: the mean over replicates with Student's t interval, or a single value."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-    """Samples in each replicate."""
-    replicates: tuple[float, ...]
-    successes: str = ""
-    """`1` for success and `0` for failure of each episode, in the order of the starts; empty for others."""
-
-    @classmethod
-    def of_value(cls, value: Value, successes: str = "") -> MetricResult:
-        """Return a value that is the same in every replicate."""
-        return cls(value.mean, value.low, value.high, value.n, (value.mean,), successes)
-
-    # Any: JSON
-    def row(self) -> dict[str, Any]:
-        """Return the result as JSON; a single evaluation lists no replicates."""
-        row = self._asdict()
-        replicates, successes = row.pop("replicates"), row.pop("successes")
-        several = {"replicates": list(replicates)} if len(replicates) > 1 else {}
-        return row | several | ({"successes": successes} if successes else {})
-
-
-@dataclass(frozen=True)
-class Result:
-    """An evaluation as it is recorded."""
-
-    metrics: dict[str, MetricResult]
-    protocol: str
-    grid: np.ndarray | None
-    """The first samples as a picture, uint8 (H, W) or (H, W, 3), always from the same latents; None if they
-    cannot be decoded."""
-    errors: dict[str, str] = field(default_factory=dict)
-    """Metrics that could not be computed -> the reason."""
-    captions: tuple[str, ...] = ()
-    """The captions of the samples in the grid; empty for labels."""
-
-    @property
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """Return the metrics as JSON."""
-        return {name: metric.row() for name, metric in self.metrics.items()}
-
-    def save_grid(self, path: Path) -> None:
-        """Write the grid as PNG, with the captions in it, if there is one."""
-        if self.grid is not None:
-            write_atomic(path, png(self.grid, self.captions))
 
 
 class Replicate(NamedTuple):
@@ -105,19 +52,6 @@ class Replicate(NamedTuple):
     values: dict[str, Value]
     errors: dict[str, str]
     first: np.ndarray
-
-
-@dataclass
-class Generated:
-    """The samples of one replicate: features by network and, on rank 0, the pixels needed further."""
-
-    features: dict[str, FeaturePass]
-    pixels: list[Tensor]
-    labels: list[Tensor]
-    places: list[Tensor]
-    """Data set indices of the samples whose captions are the conditions; empty for labels."""
-    broken: int = 0
-    """Number of samples that are not finite."""
 
 
 class Evaluator:
@@ -150,14 +84,13 @@ class Evaluator:
         are read. `rule` is the method's velocity at sampling. `giving` is true for a network with given
         tokens, which are those of held-out samples.
         """
-        self.device, self.rule = device, rule
         self.spec, *self.further = spec.by_guidance
         spec = self.spec
         self.world = world or World(0, 1, device)
-        self.shape = x_shape(dataset)
+        shape = x_shape(dataset)
         giver = dataset if giving else None
         self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train, giver)
-        self.decode, codec, self.undecoded = decoder_of(dataset, device)
+        decode, codec, self.undecoded = decoder_of(dataset, device)
         check_undecoded(spec.metrics, self.undecoded, "spec")
         unseen = np.empty(0, dtype=np.int64) if held_out is None else held_out
         self.held_out_loss = None
@@ -182,6 +115,9 @@ class Evaluator:
         named = [name for name in spec.metrics if name.startswith(SUCCESS)]
         self.successes = [TaskSuccess(name, spec, dataset, device, rule) for name in named]
         self.kinds = {metric.extractor: input_kind(metric) for metric in self.metrics}
+        self.generated = GeneratedSamples(
+            spec, shape, self.shapes, self.kinds, self.conditions, decode, rule, device, self.world
+        )
         shown = None if captions is None else captions.first_texts
         with main_first(self.world), announced(note, f"opening the networks of {', '.join(spec.metrics)}"):
             self.extractors = {
@@ -252,6 +188,7 @@ class Evaluator:
         """Return this evaluator under a spec that differs in its scale of guidance only."""
         other = copy.copy(self)
         other.spec, other.further = spec, []
+        other.generated = replace(self.generated, spec=spec)
         other.about = self.about | {"guidance": spec.scale}
         other.protocol = digest(other.about)
         return other
@@ -366,52 +303,18 @@ class Evaluator:
         return Replicate(values, errors, pixels[: self.spec.grid].numpy())
 
     def _generate(self, model: nn.Module, replicate: int) -> Generated:
-        """Draw samples r N to (r + 1) N - 1 of replicate r, each with its own latent and label."""
-        spec, world = self.spec, self.world
-        passes = {name: self._generated_pass(name) for name in self.extractors}
-        pixels_needed = spec.samples if self.reference_free else spec.grid
-        generated = Generated(passes, pixels=[], labels=[], places=[])
+        """Draw samples r N to (r + 1) N - 1 of replicate r."""
+        spec = self.spec
         # Without a metric of samples, only the grid is drawn.
         count = spec.samples if self.sampled_metrics else min(spec.samples, spec.grid)
-        numbers = range(replicate * spec.samples, replicate * spec.samples + count)
-        for turn in rounds(numbers, spec.batch_size, world):
-            x, labels = self._drawn(model, turn.local), self._labels(turn.combined)
-            pixels, finite = as_pixels(x.nan_to_num()), gather_round(are_finite(x).byte(), turn, world)
-            if finite is not None:
-                generated.broken += int((finite == 0).sum())
-            if turn.combined.start - numbers.start < pixels_needed:
-                shown = gather_round(pixels, turn, world)
-                if shown is not None:
-                    generated.pixels.append(shown.cpu())
-                    generated.labels.append(labels)
-                    generated.places.append(torch.from_numpy(self.conditions.places(np.array(turn.combined))))
-            for name, features in passes.items():
-                features.add(network_inputs(pixels, self.shapes, self.kinds[name]), labels, turn)
-        for features in passes.values():
-            features.finish()
-        return generated
+        first = replicate * spec.samples
+        passes = {name: self._generated_pass(name) for name in self.extractors}
+        shown = spec.samples if self.reference_free else spec.grid
+        return self.generated.generate(model, range(first, first + count), passes, shown)
 
     def _generated_pass(self, name: str) -> FeaturePass:
         parts = {metric.fake for metric in self._needed(name)}
         return FeaturePass(self.extractors[name], [Masked(FeatureSet.of_parts(parts))], self.world)
-
-    def _labels(self, numbers: range) -> Tensor:
-        return self.conditions.labels(np.array(numbers))
-
-    def _drawn(self, model: nn.Module, numbers: range) -> Tensor:
-        index, conditions = np.array(numbers), self.conditions
-        return draw(
-            model,
-            self.spec,
-            self.shape,
-            conditions.null,
-            self.device,
-            index,
-            conditions.condition(index),
-            self.decode,
-            self.rule,
-            conditions.given,
-        )
 
     def _compare(self, passes: dict[str, FeaturePass]) -> tuple[dict[str, Value], dict[str, str]]:
         """Compute the metrics of each network from its real and its generated side."""
@@ -440,7 +343,7 @@ class Evaluator:
         for replicate in replicates:
             errors = replicate.errors | errors
         metrics = {
-            name: _result_of(
+            name: MetricResult.of_replicates(
                 [replicate.values[name] for replicate in replicates], self._n_of(name, replicates)
             )
             for name in self.sampled_metrics
@@ -464,15 +367,6 @@ class Evaluator:
 
     def _needed(self, extractor: str) -> list[Metric]:
         return metrics_of(metric.value for metric in self.metrics if metric.extractor == extractor)
-
-
-def _result_of(values: Sequence[Value], n: int) -> MetricResult:
-    """Summarize replicates.
-
-    With a single replicate, use the metric's own interval over samples, if it has one.
-    """
-    summary = values[0] if len(values) == 1 else of_replicates([value.mean for value in values], n)
-    return MetricResult(summary.mean, summary.low, summary.high, n, tuple(value.mean for value in values))
 
 
 def _compute(metric: Metric, real: Side, fake: Side) -> tuple[dict[str, Value], str]:

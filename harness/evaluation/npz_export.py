@@ -28,7 +28,7 @@ from harness.files.files import replacing, take_lock, write_atomic
 from harness.files.parse import parse_json
 from harness.files.progress import progress_bar
 from harness.flow.samplers import Rule, plain
-from harness.flow.sampling import Decode, draw_batch
+from harness.flow.sampling import Decode, Sampling, draw_batch
 from harness.records.record import LOCK
 from harness.runtime.distributed import World
 
@@ -124,20 +124,10 @@ def _draw(
     with progress_bar(total, "", done=done, unit="samples", hidden=not world.main) as advance:
         for part in missing:
             index = np.arange(part.start, part.stop)
-            y = conditions.condition(index)
-            drawn = draw_batch(
-                model,
-                job.spec,
-                job.drawn,
-                conditions.null,
-                world.device,
-                index,
-                y,
-                decode,
-                rule,
-                conditions.given,
+            sampling = Sampling(
+                job.spec, job.drawn, conditions.null, world.device, decode, rule, conditions.given
             )
-            _store(folder, part, drawn)
+            _store(folder, part, draw_batch(model, sampling, index, conditions.condition(index)))
             advance(len(part))
     world.wait()
     if world.main:

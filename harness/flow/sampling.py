@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,61 +32,55 @@ Given = Callable[[np.ndarray], Tensor]
 NOT_FINITE = "the network draws samples that are not finite"
 
 
-def draw_batch(
-    model: nn.Module,
-    spec: EvalSpec,
-    shape: tuple[int, ...],
-    null: int | Text,
-    device: torch.device,
-    index: np.ndarray,
-    y: Condition,
-    decode: Decode | None = None,
-    rule: Rule = plain,
-    given: Given | None = None,
-) -> Tensor:
+@dataclass(frozen=True)
+class Sampling:
+    """All that samples depend on in addition to the network, their indices and their conditions."""
+
+    spec: EvalSpec
+    shape: tuple[int, ...]
+    """The shape of a sample of the network."""
+    null: int | Text
+    """The condition of guidance without one: the null label, or the empty caption."""
+    device: torch.device
+    decode: Decode | None = None
+    """Function from a network's latents (B, c, h, w) to images."""
+    rule: Rule = plain
+    """The method's velocity at sampling (`TrainingMethod.velocity`)."""
+    given: Given | None = None
+    """The samples whose given tokens these have, which a network with given tokens needs."""
+
+
+def draw_batch(model: nn.Module, sampling: Sampling, index: np.ndarray, y: Condition) -> Tensor:
     """Return the samples with indices (B,) and conditions y, uint8 (B, C, H, W) on the CPU.
 
-    `null` is the condition of guidance without one: the null label, or the empty caption. `rule` is the
-    method's velocity at sampling (`TrainingMethod.velocity`), and `given` returns the samples whose given
-    tokens these have. Raises `UserError` if the samples are not finite.
+    Raises `UserError` if they are not finite.
     """
-    return draw_pixels(model, spec, shape, null, device, index, y, decode, rule, given).cpu()
+    return draw_pixels(model, sampling, index, y).cpu()
 
 
 @torch.no_grad()
-def draw(
-    model: nn.Module,
-    spec: EvalSpec,
-    shape: tuple[int, ...],
-    null: int | Text,
-    device: torch.device,
-    index: np.ndarray,
-    y: Condition,
-    decode: Decode | None = None,
-    rule: Rule = plain,
-    given: Given | None = None,
-) -> Tensor:
+def draw(model: nn.Module, sampling: Sampling, index: np.ndarray, y: Condition) -> Tensor:
     """Return samples in [-1, 1], float32 on the device, whose values may be beyond it or not finite.
 
-    `decode` turns a network's latents (B, c, h, w) into images. `given` is needed by a network with given
-    tokens, which are in the samples unchanged.
+    Given tokens are in the samples unchanged.
     """
+    spec, shape, device = sampling.spec, sampling.shape, sampling.device
     streams, config = Streams(spec.seed), getattr(model, "config", None)
     extra, features = getattr(config, "extra", 0), getattr(config, "features", 0)
     field = jointly(model, shape) if extra else model
     v = velocity_field(
         field,
         y.to(device),
-        null=null.to(device) if isinstance(null, Text) else null,
+        null=sampling.null.to(device) if isinstance(sampling.null, Text) else sampling.null,
         scale=spec.scale,
         low=spec.guidance_low,
         high=spec.guidance_high,
-        rule=rule,
+        rule=sampling.rule,
         own=Interval(spec.method_guidance, spec.method_guidance_low, spec.method_guidance_high),
     )
     normal = partial(_normal, streams, index=index, shape=shape, extra=extra, features=features)
     z = sent(normal("eval_noise"), device)
-    keep = kept_given(model, given, index, device)
+    keep = kept_given(model, sampling.given, index, device)
     if keep is not None:
         free = v
         v = lambda x, t: free(keep(x), t)  # noqa: E731
@@ -95,7 +90,7 @@ def draw(
         x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise, shift=spec.sampler_shift)
     x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x[:, : shape[0]] if features else x
     x = x if keep is None else keep(x)
-    return (x if decode is None else decode(x.float())).float()
+    return (x if sampling.decode is None else sampling.decode(x.float())).float()
 
 
 def kept_given(
@@ -114,20 +109,9 @@ def kept_given(
     return lambda x: torch.where(generated, x, clean.to(x.dtype))
 
 
-def draw_pixels(
-    model: nn.Module,
-    spec: EvalSpec,
-    shape: tuple[int, ...],
-    null: int | Text,
-    device: torch.device,
-    index: np.ndarray,
-    y: Condition,
-    decode: Decode | None = None,
-    rule: Rule = plain,
-    given: Given | None = None,
-) -> Tensor:
+def draw_pixels(model: nn.Module, sampling: Sampling, index: np.ndarray, y: Condition) -> Tensor:
     """Return samples as uint8 on the device. Raises `UserError` if they are not finite."""
-    x = draw(model, spec, shape, null, device, index, y, decode, rule, given)
+    x = draw(model, sampling, index, y)
     if not bool(are_finite(x).all()):
         raise UserError(f"{NOT_FINITE}; choose the weights of an earlier step with --step")
     return as_pixels(x)

@@ -24,7 +24,6 @@ from harness.data.dataset import Capabilities, Dataset, pictured, shapes_of
 from harness.data.open import images, split
 from harness.errors import UserError
 from harness.evaluation.reference_free import ReferenceFreeMetric, prepared
-from harness.flow.sampling import draw_batch
 from harness.records.checkpoint_files import step_of
 from harness.train.trained_run import Drawing, checkpoint_of_run, dataset_to_draw, drawing_of_run
 from metrics import MetricError, Value
@@ -137,22 +136,10 @@ def _attributes(spec: RunSpec, dataset: Dataset) -> list[str]:
 
 def _drawn(drawing: Drawing, noise: np.ndarray, prompts: np.ndarray) -> Tensor:
     """Return samples with the noise of some sample numbers (N,) and the prompts of others, uint8 (N, ...)."""
-    conditions, size = drawing.conditions, drawing.job.spec.batch_size
+    size = drawing.job.spec.batch_size
+    starts = range(0, len(noise), size)
     return torch.cat(
-        [
-            draw_batch(
-                drawing.model,
-                drawing.job.spec,
-                drawing.job.drawn,
-                conditions.null,
-                drawing.device,
-                noise[start : start + size],
-                conditions.condition(prompts[start : start + size]),
-                drawing.decode,
-                drawing.rule,
-            )
-            for start in range(0, len(noise), size)
-        ]
+        [drawing.batch(noise[start : start + size], prompts[start : start + size]) for start in starts]
     )
 
 

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from harness.config.data_spec import TextSpec
 from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import split
+from harness.encoders.kept_tensors import Made, kept_tensors
 from harness.encoders.local import Block, initial_weights, schedule
 from harness.errors import UserError
-from harness.files.cache import cache_dir
-from harness.files.files import locked
 from harness.records import checkpoint
 from harness.runtime.random_streams import Streams
 from harness.text.base import (
@@ -166,24 +165,17 @@ class LocalText(RandomText):
     """A small causal transformer trained on the captions of the training split."""
 
     def _prepared(self, dataset: Dataset, held_out: float) -> tuple[Vocabulary, CaptionModel]:
-        """Load or train the network; if two processes need it, one trains and the other waits.
-
-        If the cached weights are damaged, the network is trained again.
-        """
+        """Load or train the network. If the cached weights are damaged, it is trained again."""
         parts = [RECIPE, dataset.fingerprint, held_out, self.settings.length, self.device.type]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-        file = cache_dir("encoders") / f"local-text-{key}.safetensors"
-        with locked(file):
-            try:
-                saved = checkpoint.load(file)
-            # The file is missing or damaged.
-            except UserError:
-                captions = training_captions(dataset, held_out, self.name)
-                vocabulary = Vocabulary.of_captions(captions)
-                network = build(len(vocabulary), self.settings.length)
-                fit(network, vocabulary.padded(captions, self.settings.length), self.device)
-                checkpoint.save(file, network.state_dict(), {"vocabulary": json.dumps(vocabulary.entries)})
-                saved = checkpoint.load(file)
+
+        def train() -> Made:
+            captions = training_captions(dataset, held_out, self.name)
+            vocabulary = Vocabulary.of_captions(captions)
+            network = build(len(vocabulary), self.settings.length)
+            fit(network, vocabulary.padded(captions, self.settings.length), self.device)
+            return network.state_dict(), {"vocabulary": json.dumps(vocabulary.entries)}
+
+        saved = kept_tensors("local-text", parts, train)
         vocabulary = Vocabulary(json.loads(saved.meta["vocabulary"]))
         network = build(len(vocabulary), self.settings.length)
         network.load_state_dict(saved.tensors)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from harness.errors import RunStopped
-from harness.evaluation.evaluator import Evaluator, Result
+from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.result import Result
 from harness.records.checkpoint_files import EMA, checkpoints, path_of, prune, scheduled
 from harness.records.evaluations import Conditions, without_parts
 from harness.records.events import Event

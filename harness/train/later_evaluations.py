@@ -25,7 +25,7 @@ from harness.train.recorded_evaluation import record_evaluation
 from metrics.files.hashing import file_sha256
 
 if TYPE_CHECKING:
-    from harness.evaluation.evaluator import Result
+    from harness.evaluation.result import Result
     from harness.runtime.distributed import World
     from harness.train.journal import Progress
 

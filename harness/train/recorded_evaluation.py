@@ -10,7 +10,8 @@ from harness.records.evaluations import Conditions, add_evaluation
 from harness.records.record import Record
 
 if TYPE_CHECKING:
-    from harness.evaluation.evaluator import Evaluator, Result
+    from harness.evaluation.evaluator import Evaluator
+    from harness.evaluation.result import Result
 
 
 def record_evaluation(

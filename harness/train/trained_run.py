@@ -16,14 +16,15 @@ from harness.errors import UserError
 from harness.records.record import Record
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
     from harness.backbone.network import Backbone
     from harness.data.dataset import Dataset
     from harness.evaluation.conditions import Conditions
-    from harness.evaluation.evaluator import Result
     from harness.evaluation.npz_export import Job
+    from harness.evaluation.result import Result
     from harness.flow.samplers import Rule
     from harness.flow.sampling import Decode
 
@@ -44,23 +45,18 @@ class Drawing(NamedTuple):
         """Yield the samples in order, uint8 (B, C, H, W) on the CPU."""
         import numpy as np
 
-        from harness.flow.sampling import draw_batch
-
-        job, conditions = self.job, self.conditions
-        for part in job.ranges():
+        for part in self.job.ranges():
             index = np.arange(part.start, part.stop)
-            yield draw_batch(
-                self.model,
-                job.spec,
-                job.drawn,
-                conditions.null,
-                self.device,
-                index,
-                conditions.condition(index),
-                self.decode,
-                self.rule,
-                conditions.given,
-            )
+            yield self.batch(index, index)
+
+    def batch(self, numbers: np.ndarray, conditions: np.ndarray) -> Tensor:
+        """Return samples with the noise of sample numbers (B,) and the conditions of others, uint8 (B, ...)
+        on the CPU."""
+        from harness.flow.sampling import Sampling, draw_batch
+
+        job, of = self.job, self.conditions
+        sampling = Sampling(job.spec, job.drawn, of.null, self.device, self.decode, self.rule, of.given)
+        return draw_batch(self.model, sampling, numbers, of.condition(conditions))
 
 
 def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:

@@ -16,7 +16,7 @@ from harness.backbone.times import Times
 from harness.config import registry
 from harness.config.evaluation_spec import EvalSpec
 from harness.flow.samplers import SAMPLERS
-from harness.flow.sampling import draw
+from harness.flow.sampling import Sampling, draw
 from harness.flow.student import Student
 from methods.common.method import Method, Needs
 from methods.flow import Flow
@@ -139,7 +139,8 @@ def test_given_tokens_come_out_of_every_sampler_unchanged(sampler: str) -> None:
     net = network(0, GIVEN)
     net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     index = np.arange(4)
-    x = draw(net, spec, (3, 8, 8), 5, CPU, index, torch.zeros(4, dtype=torch.int64), given=lambda i: clean[i])
+    sampling = Sampling(spec, (3, 8, 8), 5, CPU, given=lambda i: clean[i])
+    x = draw(net, sampling, index, torch.zeros(4, dtype=torch.int64))
     assert torch.equal(x[:, :, :4], clean[:, :, :4]) and not torch.isclose(x[:, :, 4:], clean[:, :, 4:]).any()
     assert seen and all(torch.equal(one[:4, :, :4], clean[:, :, :4]) for one in seen)
 

@@ -30,7 +30,7 @@ from harness.evaluation.protocol import protocol
 from harness.exchange.convert import Weights, to_released
 from harness.flow.batch import Batch, Draw
 from harness.flow.samplers import Interval, euler_maruyama, plain, velocity_field
-from harness.flow.sampling import draw_batch, jointly
+from harness.flow.sampling import Sampling, draw_batch, jointly
 from harness.flow.student import Student
 from harness.records.evaluations import Conditions
 from methods.internal_guidance import InternalGuidance
@@ -111,7 +111,7 @@ def test_samples_have_the_bits_of_the_plain_network_at_w_one(net: SiT, method: I
     spec, y = EvalSpec(samples=2, sampler="heun", sampler_steps=3, guidance=1.5), torch.tensor([1, 3])
 
     def drawn(model: SiT, spec: EvalSpec, rule) -> Tensor:
-        return draw_batch(model, spec, CONFIG.shape, 4, CPU, np.arange(2), y, rule=rule)
+        return draw_batch(model, Sampling(spec, CONFIG.shape, 4, CPU, rule=rule), np.arange(2), y)
 
     assert torch.equal(drawn(net, spec, method.velocity), drawn(bare, spec, plain))
     guided = spec.model_copy(update={"method_guidance": 1.4})

@@ -29,7 +29,7 @@ from harness.errors import UserError
 from harness.exchange.convert import Weights, to_released
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.samplers import euler, velocity_field
-from harness.flow.sampling import draw
+from harness.flow.sampling import Sampling, draw
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.method import Needs
@@ -115,7 +115,7 @@ class Points(nn.Module):
 def test_sampler_integrates_both_and_returns_the_sample(guidance: float) -> None:
     model, index = Points(), np.arange(2)
     spec = EvalSpec(samples=2, sampler="euler", sampler_steps=1, guidance=guidance)
-    x = draw(model, spec, CONFIG.shape, 5, CPU, index, torch.tensor([1, 2]))
+    x = draw(model, Sampling(spec, CONFIG.shape, 5, CPU), index, torch.tensor([1, 2]))
     assert x.shape == (2, *CONFIG.shape) and torch.allclose(x, torch.full_like(x, 0.25), atol=1e-5)
     noise = [
         Streams(0).normal(name, index, (n, 8, 8))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.evaluation_spec import EvalSpec
-from harness.flow.sampling import draw_batch, sample_labels
+from harness.flow.sampling import Sampling, draw_batch, sample_labels
 from harness.runtime.random_streams import Streams
 
 
@@ -18,9 +18,7 @@ def draw_samples(
     starts = range(0, spec.samples, spec.batch_size)
     parts = [np.arange(start, min(start + spec.batch_size, spec.samples)) for start in starts]
     streams = Streams(spec.seed)
+    sampling = Sampling(spec, shape, classes, device)
     return torch.cat(
-        [
-            draw_batch(model, spec, shape, classes, device, part, sample_labels(spec, streams, part, classes))
-            for part in parts
-        ]
+        [draw_batch(model, sampling, part, sample_labels(spec, streams, part, classes)) for part in parts]
     )

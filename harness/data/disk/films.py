@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from harness.config.data_spec import DataSpec
-from harness.data.dataset import Sample
-from harness.data.disk.media import Clips, Memory, media_index, unusable
+from harness.data.disk.media import MediaClips, Memory, media_index, unusable
 from harness.data.disk.sounds import at_rate, recording, waveform
 from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.disk.videos import frames_of, survey_frames
@@ -28,7 +27,7 @@ ROUNDING = 1e-4
 """Fraction of a frame by which the rounded times of a container may be off."""
 
 
-class Films:
+class Films(MediaClips):
     """Videos with sound in files or parquet: clips of 16 frames, one every 64 ms, and their log-mel sound
     (32, 64).
 
@@ -46,15 +45,13 @@ class Films:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._index = on = media_index(spec, replace(VIDEO, plural="films"), survey_film)
+        on = media_index(spec, replace(VIDEO, plural="films"), survey_film)
         lengths = [_clip_frames(film[1] * film[4]) for film in on.surveys]
         for item, length in zip(on.items, lengths, strict=True):
             _check_long(item.where, length, frames)
         sizes = [FileSurvey(survey[0], *survey[2:4], channels=3) for survey in on.surveys]
         channels, height, width = common_shape(spec, sizes, lambda i: on.items[i].where)
-        self.classes, self.class_names = on.classes, on.class_names
-        self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
-        self.files = on.files
+        super().__init__(on, [length // frames for length in lengths])
         self.stored = Stored(
             sizes_of((film[2], film[3]) for film in on.surveys),
             spread(1 / film[4] for film in on.surveys),
@@ -63,21 +60,7 @@ class Films:
             len(on.surveys),
         )
         self.shape, self.beside = (channels, frames, height, width), ((BANDS, PER_FRAME * frames),)
-        self._clips, self.fingerprint = Clips([length // frames for length in lengths]), on.fingerprint()
-        self._memory, self._sounds = Memory(), Memory()
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def sample(self, index: int) -> Sample:
-        return Sample(self._memory.get(index, self._clip), self.label(index))
-
-    def label(self, index: int) -> int:
-        return self._index.labels[self._clips[index][0]]
-
-    def key(self, index: int) -> bytes:
-        """Return the key of the film, so that all its clips are on the same side of the split."""
-        return self._index.key(self._clips[index][0])
+        self._sounds = Memory()
 
     def wave(self, index: int) -> np.ndarray:
         """Return the sound of a clip, float64 (frames * SAMPLES_PER_FRAME,) at 8 kHz, padded with silence."""

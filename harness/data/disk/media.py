@@ -7,6 +7,7 @@ none is left out silently. A file yields one sample per complete clip, end to en
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.config.data_spec import DataSpec
+from harness.data.dataset import Sample
 from harness.data.disk.folder import list_files
 from harness.data.disk.parquet import read_rows, survey_rows
 from harness.data.disk.survey import Encoded, data_path, fingerprint, survey
@@ -93,6 +95,37 @@ class Memory:
         if x.nbytes <= self._free:
             self._kept[index], self._free = x, self._free - x.nbytes
         return x
+
+
+class MediaClips(ABC):
+    """Base of data sets whose samples are clips of files: labels, keys, and the facts that the index has.
+
+    A subclass decodes a clip, and sets `shape` and `stored`.
+    """
+
+    def __init__(self, index: MediaIndex, counts: Sequence[int]) -> None:
+        """Make a data set of counts[i] clips of item i."""
+        self._index, self._clips, self._memory = index, Clips(counts), Memory()
+        self.classes, self.class_names = index.classes, index.class_names
+        self.label_source, self.label_problem, self.skipped = index.label_source, index.problem, index.skipped
+        self.files, self.fingerprint = index.files, index.fingerprint()
+
+    @abstractmethod
+    def _clip(self, index: int) -> np.ndarray:
+        """Return the decoded clip of a sample, uint8."""
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def sample(self, index: int) -> Sample:
+        return Sample(self._memory.get(index, self._clip), self.label(index))
+
+    def label(self, index: int) -> int:
+        return self._index.labels[self._clips[index][0]]
+
+    def key(self, index: int) -> bytes:
+        """Return the key of the file, so that all its clips are on the same side of the split."""
+        return self._index.key(self._clips[index][0])
 
 
 def media_index(

@@ -6,8 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from harness.config.data_spec import DataSpec
-from harness.data.dataset import Sample
-from harness.data.disk.media import Clips, Memory, media_index, unusable
+from harness.data.disk.media import MediaClips, media_index, unusable
 from harness.data.generated.moving_digits import clip_length
 from harness.data.generated.tones import FRAMES
 from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
@@ -19,7 +18,7 @@ from metrics.files.recordings import Recording, decoded, resampled
 from metrics.value import MetricError
 
 
-class Sounds:
+class Sounds(MediaClips):
     """Recordings in files or parquet, as log-mel spectrograms of 32 bands and 64 frames: windows of 1.024 s.
 
     `data.frames` sets another length. Stereo is averaged and resampled to 8 kHz; loudness is not changed. A
@@ -36,26 +35,13 @@ class Sounds:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._index = on = media_index(spec, AUDIO, survey_recording)
-        self.classes, self.class_names, self.shape = on.classes, on.class_names, (BANDS, frames)
-        self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
-        self.files, self.stored = on.files, Stored(sampling_rates=spread(rate for *_, rate in on.surveys))
-        self._clips = Clips([max(1, length // (frames * HOP)) for _, length, _ in on.surveys])
-        self._memory, self.fingerprint = Memory(), on.fingerprint()
+        on = media_index(spec, AUDIO, survey_recording)
+        super().__init__(on, [max(1, length // (frames * HOP)) for _, length, _ in on.surveys])
+        self.shape = (BANDS, frames)
+        self.stored = Stored(sampling_rates=spread(rate for *_, rate in on.surveys))
 
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def sample(self, index: int) -> Sample:
-        x = self._memory.get(index, lambda index: mel_bytes(self.wave(index)))
-        return Sample(x, self.label(index))
-
-    def label(self, index: int) -> int:
-        return self._index.labels[self._clips[index][0]]
-
-    def key(self, index: int) -> bytes:
-        """Return the key of the recording, so that all its windows are on the same side of the split."""
-        return self._index.key(self._clips[index][0])
+    def _clip(self, index: int) -> np.ndarray:
+        return mel_bytes(self.wave(index))
 
     def wave(self, index: int, rate: int = RATE) -> np.ndarray:
         """Return the waveform of a window, float64 (samples,) at a rate.

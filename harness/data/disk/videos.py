@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from harness.config.data_spec import DataSpec
-from harness.data.dataset import Sample
-from harness.data.disk.media import Clips, Memory, media_index, unusable
+from harness.data.disk.media import MediaClips, media_index, unusable
 from harness.data.disk.pixels import fit
 from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.generated.moving_digits import FRAMES, clip_length
@@ -22,7 +21,7 @@ from metrics.value import MetricError
 LEAST_SIDE = 8
 
 
-class Videos:
+class Videos(MediaClips):
     """Videos in files or parquet, cut into clips of 16 frames (`data.frames` for another length).
 
     Clips are cut end to end from the beginning of each video. Frames are cropped and resized like images
@@ -39,7 +38,7 @@ class Videos:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._index = on = media_index(spec, VIDEO, survey_video)
+        on = media_index(spec, VIDEO, survey_video)
         for item, (_, length, *_) in zip(on.items, on.surveys, strict=True):
             if length < frames:
                 count = "1 frame" if length == 1 else f"{length} frames"
@@ -47,9 +46,7 @@ class Videos:
                 raise UserError(f"{item.where} has {count}, but a clip takes {frames}; remove it{shorter}")
         sizes = [FileSurvey(survey[0], *survey[2:4], channels=3) for survey in on.surveys]
         channels, height, width = common_shape(spec, sizes, lambda i: on.items[i].where)
-        self.classes, self.class_names = on.classes, on.class_names
-        self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
-        self.files = on.files
+        super().__init__(on, [survey[1] // frames for survey in on.surveys])
         self.stored = Stored(
             sizes_of((size.width, size.height) for size in sizes),
             spread(video[4] for video in on.surveys),
@@ -57,27 +54,12 @@ class Videos:
             videos=len(on.surveys),
         )
         self.shape = (channels, frames, height, width)
-        self._clips = Clips([survey[1] // frames for survey in on.surveys])
-        self._memory, self.fingerprint = Memory(), on.fingerprint()
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def sample(self, index: int) -> Sample:
-        return Sample(self._memory.get(index, self._clip), self.label(index))
-
-    def label(self, index: int) -> int:
-        return self._index.labels[self._clips[index][0]]
 
     def _clip(self, index: int) -> np.ndarray:
         item, clip = self._clips[index]
         frames, file = self.shape[1], self._index.items[item]
         numbers = range(clip * frames, (clip + 1) * frames)
         return frames_of(Encoded(file.where, file.read()), numbers, (self.shape[0], *self.shape[2:]))
-
-    def key(self, index: int) -> bytes:
-        """Return the key of the video, so that all its clips are on the same side of the split."""
-        return self._index.key(self._clips[index][0])
 
 
 def frames_of(file: Encoded, numbers: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:

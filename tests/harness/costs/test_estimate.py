@@ -17,7 +17,7 @@ from harness.cli.main import cli
 from harness.config.evaluation_spec import EvalSpec
 from harness.costs.estimate import evaluation_flops, guided_passes, passes
 from harness.errors import UserError
-from harness.flow.sampling import draw_pixels
+from harness.flow.sampling import Sampling, draw_pixels
 from tests.support.paper_flops import S2, forward_flops
 from tests.support.runs import tiny, trained
 
@@ -107,7 +107,7 @@ def test_passes_equal_those_of_the_sampler(fields: dict, expected: int) -> None:
         return Prediction(torch.zeros_like(x), {})
 
     labels = torch.zeros(2, dtype=torch.int64)
-    draw_pixels(network, spec, (1, 2, 2), 1, torch.device("cpu"), np.arange(2), labels)
+    draw_pixels(network, Sampling(spec, (1, 2, 2), 1, torch.device("cpu")), np.arange(2), labels)
     assert passes(spec) == expected == counted
 
 
@@ -131,7 +131,7 @@ def test_guided_passes_are_those_in_which_the_method_guides(fields: dict, expect
         return torch.zeros_like(x)
 
     labels = torch.zeros(2, dtype=torch.int64)
-    draw_pixels(rule, spec, (1, 2, 2), 1, torch.device("cpu"), np.arange(2), labels, rule=rule)
+    draw_pixels(rule, Sampling(spec, (1, 2, 2), 1, torch.device("cpu"), rule=rule), np.arange(2), labels)
     assert guided_passes(spec) == expected == counted
 
 

@@ -15,8 +15,9 @@ from harness.config.evaluation_spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.evaluation import evaluator as evaluation
 from harness.evaluation.conditions import LabelConditions
-from harness.evaluation.evaluator import Evaluator, Result
+from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.protocol import digest
+from harness.evaluation.result import Result
 from harness.flow.sampling import sample_labels
 from harness.runtime.random_streams import Streams
 from tests.support.runs import tiny, trained
@@ -150,7 +151,8 @@ def test_metrics_fail_by_name_when_features_are_not_finite(evaluator: Evaluator)
 
 def test_failed_metric_does_not_affect_the_others(evaluator: Evaluator) -> None:
     """Accuracy fails for labels of an eleventh class, which the network does not have."""
-    found = changed_copy(evaluator, conditions=LabelConditions(SPEC, 11))(NoiseAndLabel())
+    generated = replace(evaluator.generated, conditions=LabelConditions(SPEC, 11))
+    found = changed_copy(evaluator, generated=generated)(NoiseAndLabel())
     assert (
         set(found.errors) == {"accuracy:local"}
         and "label 10 is out of range" in found.errors["accuracy:local"]

@@ -52,7 +52,7 @@ def test_interrupted_export_gives_the_same_bytes(
     def stopping(*args):
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(args[5][0])
+        drawn.append(args[2][0])
         return draw_batch(*args)
 
     monkeypatch.setattr(npz_export, "draw_batch", stopping)
@@ -66,7 +66,7 @@ def test_interrupted_export_gives_the_same_bytes(
     drawn.clear()
 
     def counting(*args):
-        drawn.append(int(args[5][0]))
+        drawn.append(int(args[2][0]))
         return draw_batch(*args)
 
     monkeypatch.setattr(npz_export, "draw_batch", counting)

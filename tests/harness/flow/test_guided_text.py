@@ -15,7 +15,7 @@ from harness.backbone.mmdit import MMDiT
 from harness.backbone.times import Times
 from harness.config.evaluation_spec import EvalSpec
 from harness.flow.samplers import euler, heun, velocity_field
-from harness.flow.sampling import draw_pixels
+from harness.flow.sampling import Sampling, draw_pixels
 from tests.support.text import SMALL, network, texts
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -116,7 +116,7 @@ def test_drawn_pixels_depend_on_prompt_and_index(extra: int) -> None:
     index = np.arange(4)
 
     def drawn(y: Text, index: np.ndarray = index) -> Tensor:
-        return draw_pixels(model, spec, SMALL.shape, texts(1, seed=9), CPU, index, y)
+        return draw_pixels(model, Sampling(spec, SMALL.shape, texts(1, seed=9), CPU), index, y)
 
     pixels = drawn(texts(4))
     assert pixels.shape == (4, *SMALL.shape) and torch.equal(pixels, drawn(texts(4)))
