@@ -356,11 +356,13 @@ class Evaluator:
         # Without a metric of samples, only the grid is drawn.
         count = spec.samples if self.sampled_metrics else min(spec.samples, spec.grid)
         numbers = range(replicate * spec.samples, replicate * spec.samples + count)
+        broken: list[Tensor] = []
         for turn in rounds(numbers, spec.batch_size, world):
             x, labels = self._drawn(model, turn.local), self._labels(turn.combined)
             pixels, finite = as_pixels(x.nan_to_num()), gather_round(are_finite(x).byte(), turn, world)
             if finite is not None:
-                generated.broken += int((finite == 0).sum())
+                # Read at the end: now the host would wait for the batch instead of drawing the next noise.
+                broken.append((finite == 0).sum())
             if turn.combined.start - numbers.start < pixels_needed:
                 shown = gather_round(pixels, turn, world)
                 if shown is not None:
@@ -371,6 +373,7 @@ class Evaluator:
                 features.add(network_inputs(pixels, self.shapes, self.kinds[name]), labels, turn)
         for features in passes.values():
             features.finish()
+        generated.broken = int(torch.stack(broken).sum()) if broken else 0
         return generated
 
     def _generated_pass(self, name: str) -> FeaturePass:
