@@ -24,9 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.released import ema_step, flow_loss_released, self_flow_loss_released
 from harness.assembly.build import build_backbone
+from harness.backbone.condition import Text, TextShape
 from harness.backbone.initialize import initialize
-from harness.backbone.sit import SiT, SiTConfig
-from harness.backbone.sizes import SIZES
+from harness.backbone.kinds import network_of
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.sit import SiTConfig
+from harness.backbone.sizes import SIZES, size_named
 from harness.config import registry
 from harness.config.backbone_spec import BackboneSpec
 from harness.config.spec import RuntimeSpec
@@ -61,7 +65,12 @@ class Side:
     """One contestant on a device."""
 
     def __init__(
-        self, kind: Kind, config: SiTConfig, size: str, device: torch.device, phase: Callable = nullcontext
+        self,
+        kind: Kind,
+        config: BackboneConfig,
+        size: str,
+        device: torch.device,
+        phase: Callable = nullcontext,
     ) -> None:
         self.kind, self.device, self.phase = kind, device, phase
         runtime = RuntimeSpec(
@@ -115,10 +124,21 @@ def problem(size: str, tokens: int, batch: int) -> tuple[SiTConfig, Batch]:
     return config, Batch(index, streams.normal("x0", index, config.shape), y, y, views=(view,))
 
 
+def text_problem(size: str, tokens: int, batch: int) -> tuple[MMDiTConfig, Batch]:
+    """Return an MMDiT/2 for texts of CLIP-L's shape, and a batch of noise with different texts for it."""
+    pixels, chosen = 2 * math.isqrt(tokens), size_named(size)
+    assert chosen is not None
+    config = MMDiTConfig(chosen, 2, (4, pixels, pixels), 1, text=TextShape(768, 77))
+    index, streams = np.arange(batch), Streams(0)
+    y = Text(streams.normal("text", index, (config.text.length, config.text.dim)))
+    label = torch.zeros(batch, dtype=torch.int64)
+    return config, Batch(index, streams.normal("x0", index, config.shape), y, label, given=y)
+
+
 class Race:
     """Interleaved contestants: a round times each of them once, and ratios are taken within rounds."""
 
-    def __init__(self, config: SiTConfig, size: str, batch: Batch, device: torch.device) -> None:
+    def __init__(self, config: BackboneConfig, size: str, batch: Batch, device: torch.device) -> None:
         self.config, self.size, self.device = config, size, device
         self.batch = batch.to(device)
         self.sides: dict[str, Side] = {}
@@ -224,12 +244,12 @@ def table(ratios: Mapping[str, Mapping[str, float]]) -> str:
 
 @functools.cache
 @torch.no_grad()
-def _network(config: SiTConfig) -> SiT:
+def _network(config: BackboneConfig) -> Backbone:
     """Return a network with noise added to the official initialisation.
 
     Its final layer is zero, so without noise all losses would be equal.
     """
-    model = SiT(config)
+    model = network_of(config)
     initialize(model, Streams(0))
     for name, parameter in model.named_parameters():
         parameter.add_(0.02 * Streams(0).normal(f"signal/{name}", [0], parameter.shape)[0])

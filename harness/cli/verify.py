@@ -15,8 +15,9 @@ from harness.files.terminal import Console
 
 @click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--device", default="cpu", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
 @JSON_OPTION
-def verify(files: tuple[Path, ...], as_json: bool) -> None:
+def verify(files: tuple[Path, ...], device: str, as_json: bool) -> None:
     """Check this installation against golden vectors of released code.
 
     Prints the largest absolute error of every tensor, which may be at most 1e-5. Exit code 1 if one is
@@ -24,8 +25,14 @@ def verify(files: tuple[Path, ...], as_json: bool) -> None:
     """
     from harness.flow.golden import TOLERANCE
     from harness.flow.golden import verify as check_file
+    from harness.runtime.distributed import pick_device
+    from harness.runtime.environment import prepare
 
-    checks = [(file, check) for file in files for check in check_file(file)]
+    place = pick_device(device)
+    if place.type == "cuda":
+        # As in training: without TF32.
+        prepare(0)
+    checks = [(file, check) for file in files for check in check_file(file, place)]
     passed = all(check.passed for _, check in checks)
     if as_json:
         # JSON has no NaN and no infinity: null is an error that is no number.

@@ -142,7 +142,8 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         steps = [1] if until is None or until >= spec.train.steps else [1, until + 1]
         activations = max(_peak(spec, method, student, size, encoders, step) for step in steps)
         if slices > 1:
-            activations = _sharded_peak(activations, gradients, model, method)
+            half = spec.train.precision == "bfloat16"
+            activations = _sharded_peak(activations, gradients, model, method, half=half)
         elif processes > 1:
             # The buckets of the all-reduce are kept from the first step to the last.
             activations += gradients
@@ -156,15 +157,18 @@ def _exchanged(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
         kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
 
 
-def _sharded_peak(peak: int, gradients: int, model: Backbone, method: nn.Module) -> int:
+def _sharded_peak(peak: int, gradients: int, model: Backbone, method: nn.Module, *, half: bool) -> int:
     """Return the peak per rank of a sharded run, from the peak without temporarily gathered tensors.
 
     When activations peak, two blocks and all weights outside of blocks are gathered. At the end of the
-    backward pass their gradients exist too, and communication buffers hold a block and its gradients.
+    backward pass their gradients exist too, and communication buffers hold a block and its gradients. With
+    `half`, the student's blocks are gathered in bfloat16 (harness/runtime/fsdp.py), and autocast keeps no
+    copies of them; a teacher's are gathered in float32.
     """
     blocks = [_bytes(block.parameters()) for block in model.blocks]
     outside = _bytes([*model.parameters(), *method.parameters()]) - sum(blocks)
-    return outside + max(peak + 2 * max(blocks), gradients + 6 * max(blocks))
+    copies = sum(blocks) // 2 if half else 0
+    return outside + max(peak - copies + 2 * max(blocks), gradients + 6 * max(blocks))
 
 
 def _rows(parameter: Tensor, slices: int) -> int:

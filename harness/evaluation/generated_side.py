@@ -57,12 +57,14 @@ class GeneratedSamples:
         The pixels of the first ones are kept, at least `shown` of them. The work is split over ranks.
         """
         generated = Generated(passes, pixels=[], labels=[], places=[])
+        broken: list[Tensor] = []
         for turn in rounds(numbers, self.spec.batch_size, self.world):
             index = np.array(turn.combined)
             x, labels = self._drawn(model, turn.local), self.conditions.labels(index)
             pixels, finite = as_pixels(x.nan_to_num()), gather_round(are_finite(x).byte(), turn, self.world)
             if finite is not None:
-                generated.broken += int((finite == 0).sum())
+                # Read at the end: now the host would wait for the batch instead of drawing the next noise.
+                broken.append((finite == 0).sum())
             if turn.combined.start - numbers.start < shown:
                 kept = gather_round(pixels, turn, self.world)
                 if kept is not None:
@@ -73,6 +75,7 @@ class GeneratedSamples:
                 features.add(network_inputs(pixels, self.shapes, self.kinds[name]), labels, turn)
         for features in passes.values():
             features.finish()
+        generated.broken = int(torch.stack(broken).sum()) if broken else 0
         return generated
 
     def _drawn(self, model: nn.Module, numbers: range) -> Tensor:

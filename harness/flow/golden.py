@@ -21,7 +21,7 @@ Files of an MMDiT have text features `context` (B, L, D), and samplers also `nul
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ from harness.flow.samplers import euler, euler_maruyama, heun, velocity_field
 from harness.flow.student import Student
 
 TOLERANCE = 1e-5
+CPU = torch.device("cpu")
 
 
 class Check(NamedTuple):
@@ -69,6 +70,12 @@ class Golden:
     given: dict[str, Tensor]
     out: dict[str, Tensor]
     meta: dict[str, Any]
+    device: torch.device = CPU
+
+    def on(self, device: torch.device) -> Golden:
+        """Return the file with its inputs and its network on a device."""
+        given = Fields(self.path, "in.", {name: t.to(device) for name, t in self.given.items()})
+        return replace(self, given=given, device=device)
 
     @property
     def has_text(self) -> bool:
@@ -89,7 +96,7 @@ class Golden:
             raise misfit(self.path, str(error)) from error
         check_meta(self.path, self.meta, model.config.size.depth)
         check_given(self.path, self.given, self.meta, model.config)
-        return model
+        return model.to(self.device)
 
     def batch(self, features: Tensor | None = None) -> Batch:
         """Return the inputs as a batch, with encoder features if given."""
@@ -99,12 +106,12 @@ class Golden:
 
 
 @torch.no_grad()
-def verify(path: Path) -> list[Check]:
-    """Return the largest absolute error of every `out.*` tensor of a file, sorted by name.
+def verify(path: Path, device: torch.device = CPU) -> list[Check]:
+    """Return the largest absolute error of every `out.*` tensor of a file on a device, sorted by name.
 
     Raises `UserError` if the file cannot be read or is of an unknown kind.
     """
-    golden = read(path)
+    golden = read(path).on(device)
     compute = next((compute for marks, compute in KINDS if marks <= golden.out.keys()), None)
     if compute is None:
         raise UserError(
@@ -258,7 +265,7 @@ def _method(
         raise misfit(
             golden.path, f"the projector's weights: {str(error).splitlines()[-1].strip()}"
         ) from error
-    return Student(model, model, model.config), method
+    return Student(model, model, model.config), method.to(golden.device)
 
 
 def _x(golden: Golden, draw: Draw) -> Tensor:
@@ -273,7 +280,7 @@ def _per_sample(velocity: Tensor, golden: Golden) -> Tensor:
 def _error(computed: Tensor | None, expected: Tensor) -> float:
     if computed is None or computed.shape != expected.shape:
         return float("inf")
-    return (computed.double() - expected.double()).abs().max().item()
+    return (computed.cpu().double() - expected.double()).abs().max().item()
 
 
 def _json(text: str) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,64 @@ def ran(tmp_path: Path, module: str, *words: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.slow
 def test_gpu_benchmark_runs_on_a_cpu_when_tiny(tmp_path: Path) -> None:
-    found, printed = ran(tmp_path, "gpu", "--device", "cpu", "--tiny")
-    assert {"ceiling", "large", "released", "memory", "sampling"} <= set(found) and not found["left_out"]
-    assert found["large"]["ratios"]["self_flow / flow"]["flops"] > 1
-    assert any("self_flow / flow" in line for line in printed.splitlines()[-12:])
+    from benchmarks.gpu import PARTS
+
+    found, printed = ran(tmp_path, "gpu", "--device", "cpu", "--tiny", "--minutes", "60")
+    assert found.keys() >= PARTS.keys() and not found["left_out"] and not found["failed"]
+    assert not any("cut" in found[name] for name in PARTS)
+    assert found["promises"]["held"] and all(found["promises"]["held"].values())
+    assert len(found["promises"]["draws_sha256"]) == 64
+    for part in ("middle", "large", "text"):
+        assert found[part]["ratios"]["self_flow / flow"]["flops"] > 1
+    assert {name.split()[0] for name in found["mfu"]} == {"SiT-pico/2", "MMDiT"}
+    assert found["evaluation"]["apart / overlapped"] > 0
+    assert any("self_flow / flow" in line for line in printed.splitlines())
+
+
+def test_gpu_benchmark_keeps_the_results_of_a_part_that_is_cut_or_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from benchmarks import gpu
+
+    def endless(scale: object, device: object, found: dict[str, Any]) -> None:
+        found["known"] = 1
+        signal.pause()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(gpu, "release", lambda _: None)
+    parts = {
+        "large": gpu.Part(endless, 0, 0.01),
+        "text": gpu.Part(broken, 0, 60),
+        "middle": gpu.Part(lambda *_: None, 0, 60),
+        "memory": gpu.Part(lambda *_: None, 1e9, 60),
+    }
+    found: dict[str, Any] = {}
+    kept: list[set[str]] = []
+    ends = time.monotonic() + 600
+    gpu.measured(parts, gpu.TINY, torch.device("cpu"), ends, found, lambda: kept.append(set(found)))
+    assert found["large"]["known"] == 1 and found["large"]["cut"]
+    assert found["text"]["error"] == "RuntimeError: no kernel image is available"
+    assert "cut" not in found["middle"] and found["left_out"] == ["memory"] and found["failed"] == ["text"]
+    assert [len(names & parts.keys()) for names in kept] == [1, 2, 3]
+    lines = dict(line.rsplit("  ", 1) for line in gpu.summary(found).splitlines())
+    assert [word.strip() for word in lines.values()] == ["large", "memory", "text"]
+
+
+def test_gpu_benchmark_divides_counted_flops_by_both_peaks() -> None:
+    from benchmarks.gpu import utilisation
+
+    found = {
+        "device": "NVIDIA H200",
+        "scale": {"middle": "B"},
+        "ceiling": {"flops_per_second": 800e12},
+        "middle": {"flops": {"flow": 2e14}, "median_seconds": {"flow": 0.5}},
+    }
+    (name, row), *others = utilisation(found).items()
+    # 4e14 FLOP/s of 989 TFLOP/s by the data sheet.
+    assert name == "SiT-B/2 flow" and not others
+    assert row == {"flops_per_second": 4e14, "of_products": 0.5, "mfu": 0.4044}
 
 
 def test_gpu_benchmark_exits_with_2_without_a_gpu(

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness.backbone.network import BackboneConfig
 from harness.cli.run import run as run_command
 from harness.config import registry
 from harness.data.open import open_dataset, split
@@ -23,6 +24,7 @@ from harness.records.record import DONE, Record
 from harness.runtime.distributed import World
 from harness.runtime.fsdp import is_sharded, local_shard, shard_like
 from harness.train.state import Run, build_run, update_ema
+from tests.support.conformance import CONFIG, OF_TEXT, network
 from tests.support.conformance_runs import words
 from tests.support.forked import in_world
 from tests.support.runs import TINY, losses, tiny, trained, weights
@@ -244,6 +246,26 @@ def test_each_rank_holds_its_rows_only(size: int) -> None:
                 assert local_shard(tensor.detach()).untyped_storage().nbytes() <= most
             held.append(expected)
     assert sum(held) == total and max(held) < 1.05 * total / size
+
+
+def test_blocks_of_the_student_are_gathered_as_autocast_rounds_them() -> None:
+    """Shards stay in float32, and so does the EMA, in which evaluations may run."""
+    for precision, gathered in {"bfloat16": torch.bfloat16, "float32": torch.float32}.items():
+        with pretended(0, 2) as world:
+            run = made(tiny(f"train.precision={precision}"), world.mesh())
+            assert {p.dtype for p in run.learned.values()} == {torch.float32}
+            for one, dtype in ((run.model, gathered), (run.ema, torch.float32)):
+                block = one.blocks[0]
+                block.unshard()
+                assert {p.dtype for p in block.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("backbone", [CONFIG, OF_TEXT], ids=["sit", "mmdit"])
+def test_autocast_rounds_every_weight_of_a_block(backbone: BackboneConfig) -> None:
+    """Or blocks could not be gathered in bfloat16: all of their weights belong to linear layers."""
+    blocks = network(0, backbone).blocks
+    linear = [m for m in blocks.modules() if isinstance(m, torch.nn.Linear)]
+    assert {id(p) for m in linear for p in m.parameters()} == {id(p) for p in blocks.parameters()}
 
 
 def test_checkpoint_is_read_shard_by_shard() -> None:

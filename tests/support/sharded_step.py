@@ -34,11 +34,14 @@ def main(file: str, *settings: str) -> None:
     labels = torch.zeros(share, dtype=torch.int64)
     batch = Batch(np.arange(share), torch.zeros(share, *run.model.config.x_shape), labels, labels)
     draw = run.method.draw(Streams(0), batch)
+    bfloat16 = spec.train.precision == "bfloat16"
 
     def train(steps: int) -> None:
         objective = world.wrap(Objective(run), changing=False)
         for _ in range(steps):
-            objective(batch, draw)[0].backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = objective(batch, draw)[0]
+            loss.backward()
             run.optimizer.zero_grad(set_to_none=True)
 
     if spec.runtime.shard:
