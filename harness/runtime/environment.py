@@ -67,8 +67,10 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads or cores())
     # `use_deterministic_algorithms` also imports Inductor, which takes a second; compiled blocks call it.
     torch.set_deterministic_debug_mode("error")
-    # It writes NaN into every new tensor. The same bits without it are tested.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # With deterministic kernels torch fills every new tensor with NaN, about 2 % of a small network's step.
+    # No operation of a run reads memory that none has written. torch's stub lacks the setting.
+    filling = torch.utils.deterministic
+    filling.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = False
     # By default torch uses TF32 for convolutions, and for matrix products too in NVIDIA's containers, which
     # set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.

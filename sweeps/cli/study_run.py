@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from harness.records.record import Record
 from harness.records.study_folder import STUDY
 from sweeps.cli.display import make_display
 from sweeps.launch.base import stop_on_signals
+from sweeps.launch.local import LocalLauncher
 from sweeps.launch.options import LaunchOptions, threads_and_launcher
 from sweeps.launch.real_samples import prepare_real_samples
 from sweeps.launch.runner import StudyRunner
 from sweeps.plan.plan import PlannedRun
+from sweeps.plan.run_order import in_balanced_order
 from sweeps.plan.study import Study
 
 
@@ -83,9 +85,11 @@ def run_all(
     runs = [run.with_threads(launch.threads or run.spec.runtime.threads or threads) for run in runs]
     display = make_display(runs, directory)
     with launcher, stop_on_signals(launcher), display:
-        if launch.launcher == "local":
+        ordered: Iterable[PlannedRun] = runs
+        if isinstance(launcher, LocalLauncher):
             prepare_real_samples(runs, directory, launcher, display.note)
-        runner = StudyRunner(runs, directory, launcher, display, mirror.send, processes=launch.processes)
+            ordered = in_balanced_order(runs, directory, launcher.slots)
+        runner = StudyRunner(ordered, directory, launcher, display, mirror.send, processes=launch.processes)
         runner.run()
     return runner.failures, launcher.stopped_by is not None
 

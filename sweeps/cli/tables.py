@@ -22,6 +22,7 @@ from sweeps.plan.budget import count_flops
 from sweeps.plan.missing_weights import find_missing, missing_lines
 from sweeps.plan.plan import ExcludedRun, PlannedRun
 from sweeps.plan.run_cost import run_cost
+from sweeps.plan.run_order import flops_left
 from sweeps.plan.run_state import TO_EVALUATE, TO_EXTEND, RunState, read_state
 from sweeps.plan.study import Study, format_value, run_label
 
@@ -36,7 +37,7 @@ def describe_plan(
     """
     flops = count_flops(runs)
     states = [read_state(run, directory) for run in runs]
-    left = sum(_left(state) for state in states)
+    left = sum(map(flops_left, states))
     rate = seconds_per_flop(runs, directory, flops)
     return {
         "study": study.name,
@@ -53,12 +54,6 @@ def describe_plan(
         "left_out": exclusion_lines(excluded),
         "missing_weights": [asdict(one) for one in find_missing(runs, directory)],
     }
-
-
-def _left(state: RunState) -> int:
-    """Return the FLOPs of the training steps that remain."""
-    cost = run_cost(state.run.spec)
-    return 0 if state.is_trained else cost.total - cost.until(min(state.step, cost.steps))
 
 
 def exclusion_lines(excluded: Sequence[ExcludedRun]) -> list[str]:

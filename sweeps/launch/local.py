@@ -1,4 +1,4 @@
-"""The local launcher: a pool of slots on this machine, one process each, started in the order of the plan.
+"""The local launcher: a pool of slots on this machine, one process each, started in the order of submission.
 
 Each process leads its own session, so that Ctrl-C in the terminal reaches only this process, which passes it
 on once. A process that is asked to stop writes a checkpoint first; the next start resumes one that was
@@ -29,6 +29,7 @@ class LocalLauncher:
     def __init__(
         self, slots: int, *, devices: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> None:
+        self.slots = slots
         self._free = sorted(range(slots), reverse=True)
         self._devices, self._env = devices, {**os.environ, **(env or {})}
         self._queue: deque[Job] = deque()
@@ -58,8 +59,12 @@ class LocalLauncher:
         return False
 
     def submit(self, job: Job) -> None:
-        """Add a job to the end of the queue; after `cancel`, no job starts."""
+        """Add a job to the end of the queue, and start it if a slot is free.
+
+        After `cancel`, no job starts.
+        """
         self._queue.append(job)
+        self._step()
 
     def poll(self, seconds: float = 0.1) -> list[Event]:
         """Return the events since the last call; without any, wait up to `seconds` for one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -34,7 +34,8 @@ class StudyRunner:
     `failures` holds the reason of each failed run by id.
     """
 
-    runs: Sequence[PlannedRun]
+    runs: Iterable[PlannedRun]
+    """In the order in which they start; each is submitted as soon as it is known."""
     directory: Path
     launcher: Launcher
     watcher: Watcher
@@ -44,12 +45,16 @@ class StudyRunner:
     failures: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start unfinished runs in the order of the plan; return when none is left, or after a signal.
+        """Start unfinished runs in their order; return when none is left, or after a signal.
 
         A run that another process is training is waited for, and started here if that process stops early.
         """
-        by_id = {run.id: run for run in self.runs}
-        elsewhere = [run for run in self.runs if self._runs_elsewhere(run)]
+        by_id: dict[str, PlannedRun] = {}
+        elsewhere = []
+        for run in self.runs:
+            by_id[run.id] = run
+            if self._runs_elsewhere(run):
+                elsewhere.append(run)
         notified = False
         while self.launcher.active or (elsewhere and self.launcher.stopped_by is None):
             for event in self.launcher.poll():

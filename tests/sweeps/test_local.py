@@ -68,6 +68,15 @@ def test_jobs_start_in_order_and_continue_after_a_failure(tmp_path: Path) -> Non
     assert (tmp_path / "a.log").read_text() == "hello\n" and (tmp_path / "b.log").read_text() == "broken\n"
 
 
+def test_job_starts_at_its_submission_if_a_slot_is_free(tmp_path: Path) -> None:
+    with LocalLauncher(1) as launcher:
+        launcher.submit(job(tmp_path, "a", "print('hello')"))
+        launcher.submit(job(tmp_path, "b", "pass"))
+        # Before any poll.
+        assert (tmp_path / "a.log").exists() and not (tmp_path / "b.log").exists()
+        assert drain(launcher)[0] == Started("a")
+
+
 def test_log_keeps_earlier_attempts(tmp_path: Path) -> None:
     for _ in range(2):
         with LocalLauncher(1) as launcher:
