@@ -121,6 +121,8 @@ class DataSpec(Section, HasParts):
     """Actions of a robot that are generated together; None for 6 (Self-Flow App. E)."""
     task: str = Field(default="", json_schema_extra=HASHED_IF_SET)
     """Task of the demonstrations of a robot, which `flowrace rollout` acts in."""
+    episodes: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
+    """Demonstrations that a robot is trained on: the first ones that are not held out; None for all."""
     given: Literal["", "first_frame", "top_half"] = Field(default="", json_schema_extra=HASHED_IF_SET)
     """Tokens that are given instead of generated: the first frame of a video, or the upper half of an image.
     Evaluations take them from held-out samples."""
@@ -265,6 +267,17 @@ class StartSpec(Section):
     example actions, begin with initial weights."""
     frozen: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
     """Train the layers of further parts alone."""
+    arm: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Arm of a study's `[pretraining]` whose run of the same seed has these weights; empty for none."""
+    run: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Id of the run whose EMA weights these are, filled in by the plan of a study; `file` is its folder."""
+    run_step: int = Field(default=0, ge=0, json_schema_extra=HASHED_IF_SET)
+    """Step of that run."""
+
+    @property
+    def given(self) -> bool:
+        """True if a run begins with given weights."""
+        return bool(self.weights or self.run)
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
