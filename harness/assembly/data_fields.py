@@ -13,7 +13,7 @@ from harness.errors import UserError
 
 OWN = (
     "root", "resolution", "channels", "image_key", "label_key", "caption_key", "frames", "classes",
-    "chunk", "task", "posterior", "codec", "codec_weights", "images",
+    "chunk", "task", "episodes", "posterior", "codec", "codec_weights", "images",
 )  # fmt: skip
 """Fields that only some data sets read: those that a class lists in `reads`."""
 MIRRORED = ("image", "video")

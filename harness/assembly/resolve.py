@@ -244,7 +244,7 @@ def _check_start(spec: RunSpec, modality: str, where: str) -> None:
             f"{where}: start.frozen = true trains the layers of further parts alone, but these data "
             f"({modality}) have one part; leave it out"
         )
-    if not spec.start.weights:
+    if not spec.start.given and not spec.start.arm:
         raise UserError(
             f"{where}: start.frozen = true freezes the weights of start.weights, which is empty; leave it "
             "out, or write: flowrace finetune RUN --frozen"

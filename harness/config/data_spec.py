@@ -77,6 +77,8 @@ class DataSpec(Section, HasParts):
     """Actions of a robot that are generated together; None for 6 (Self-Flow App. E)."""
     task: str = Field(default="", json_schema_extra=HASHED_IF_SET)
     """Task of the demonstrations of a robot, which `flowrace rollout` acts in."""
+    episodes: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
+    """Demonstrations that a robot is trained on: the first ones that are not held out; None for all."""
     given: Literal["", "first_frame", "top_half"] = Field(default="", json_schema_extra=HASHED_IF_SET)
     """Tokens that are given instead of generated: the first frame of a video, or the upper half of an image.
     Evaluations take them from held-out samples."""

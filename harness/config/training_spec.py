@@ -57,6 +57,17 @@ class StartSpec(Section):
     example actions, begin with initial weights."""
     frozen: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
     """Train the layers of further parts alone."""
+    arm: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Arm of a study's `[pretraining]` whose run of the same seed has these weights; empty for none."""
+    run: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Id of the run whose EMA weights these are, filled in by the plan of a study; `file` is its folder."""
+    run_step: int = Field(default=0, ge=0, json_schema_extra=HASHED_IF_SET)
+    """Step of that run."""
+
+    @property
+    def given(self) -> bool:
+        """True if a run begins with given weights."""
+        return bool(self.weights or self.run)
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -53,16 +53,17 @@ def split(dataset: Dataset, held_out: float) -> Split:
     The side of a sample depends only on its key. Equal images are on the same side, and adding data moves no
     sample.
     """
-    hashed = [
-        int.from_bytes(hashlib.sha256(dataset.key(i)).digest()[:4], "big") / 2**32
-        for i in range(len(dataset))
-    ]
-    is_held_out = np.array(hashed) < held_out
+    is_held_out = np.array([is_held_out_key(dataset.key(i), held_out) for i in range(len(dataset))])
     if is_held_out.all():
         raise UserError(
             f"data.held_out = {held_out} leaves none of the {len(dataset)} samples to train on; lower it"
         )
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
+
+
+def is_held_out_key(key: bytes, held_out: float) -> bool:
+    """Return whether the sample of a key is among a share of held-out samples."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") / 2**32 < held_out
 
 
 def outlined(spec: DataSpec) -> Dataset:

@@ -15,7 +15,7 @@ from harness.assembly.build import backbone_config, build_backbone, build_method
 from harness.assembly.frozen import freeze, is_of_further_parts
 from harness.backbone.initialize import initialize
 from harness.backbone.network import Backbone
-from harness.config.spec import RunSpec
+from harness.config.spec import RunSpec, StartSpec
 from harness.costs.flops import Cost, count_once
 from harness.costs.meter import Meter, clock
 from harness.data.dataset import Dataset
@@ -171,8 +171,13 @@ def restore_run(run: Run, folder: Path) -> list[Path]:
     """
     files = checkpoint_files.checkpoints(folder)
     if not files:
-        if run.spec.start.weights:
+        if run.spec.start.given:
             _load_start(run, folder.parent)
+        elif run.spec.start.arm:
+            raise UserError(
+                f"start.arm = {run.spec.start.arm} names an arm of a study's [pretraining]; start the run "
+                "with flowrace sweep STUDY"
+            )
         return []
     file, saved = _newest_intact(files)
     if saved.meta.get("run") != run.id:
@@ -243,6 +248,11 @@ def _load_start(run: Run, path: Path) -> None:
     Raises `UserError` if their file is missing, or holds other weights.
     """
     start = run.spec.start
+    if start.run:
+        file, saved = load_pretrained(start)
+        for module in (run.model, run.ema):
+            _load(module, shared_weights(module, saved.part("ema"), file), file)
+        return
     own = checkpoint_files.path_of(path / checkpoint_files.EMA, start.step)
     file = own if own.exists() else Path(start.file)
     if not file.is_file():
@@ -265,6 +275,26 @@ def _load_start(run: Run, path: Path) -> None:
     if projectors and fits and saved.meta.get("method") == run.spec.method.name:
         _load(run.method, projectors, file)
     run.step = start.step
+
+
+def load_pretrained(start: StartSpec) -> tuple[Path, checkpoint.Checkpoint]:
+    """Return the weights of the run that a run starts from.
+
+    Raises `UserError` if they are missing, or those of another run or step.
+    """
+    folder, named = Path(start.file), f"run {start.run} at step {start.run_step}"
+    places = (folder / checkpoint_files.CHECKPOINTS, folder / checkpoint_files.EMA)
+    files = [checkpoint_files.path_of(place, start.run_step) for place in places]
+    file = next((file for file in files if start.file and file.is_file()), None)
+    if file is None:
+        raise UserError(
+            f"the weights of {named} are missing in {start.file or 'start.file'}; finish it with flowrace "
+            "sweep, or set start.file to its folder"
+        )
+    saved = checkpoint.load(file)
+    if (saved.meta.get("run"), saved.meta.get("step")) != (start.run, str(start.run_step)):
+        raise UserError(f"{file} holds other weights than those of {named}; set start.file to its folder")
+    return file, saved
 
 
 def start_digest(weights: Mapping[str, Tensor]) -> str:

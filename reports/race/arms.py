@@ -19,6 +19,9 @@ from harness.config.training_spec import DECAYS_TO_THE_END
 from harness.errors import UserError, unknown
 from harness.records.record import Record
 
+OF_SEED = ("start.run", "start.run_step")
+"""Fields that name a pretrained run, whose arm is `start.arm`: they differ between the seeds of an arm."""
+
 
 @dataclass(frozen=True)
 class RaceArm:
@@ -120,7 +123,7 @@ def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     Fields that are hashed only if set are left out at their default: old records do not have them.
     """
-    ignored = _unhashed(RunSpec) | {"seed": ()}
+    ignored = _unhashed(RunSpec) | {"seed": ()} | dict.fromkeys(OF_SEED, ())
     fields = {
         path: value
         for path, value in without_locations(flatten(spec)).items()

@@ -23,6 +23,9 @@ from reports.race.arms import (
     shown_labels,
 )
 
+OBJECTIVE = ("method.", "start.arm", "start.frozen")
+"""Prefixes of the fields of an objective: the method, and what a network was pretrained by."""
+
 
 @dataclass(frozen=True)
 class RaceCell:
@@ -41,7 +44,7 @@ def split_arms(
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Return, by arm label, the label of its objective and the fields of its cell."""
     different = [
-        path for path in differing_paths(arm.fields for arm in arms) if not path.startswith("method.")
+        path for path in differing_paths(arm.fields for arm in arms) if not path.startswith(OBJECTIVE)
     ]
     varied = label_paths(different, {arm.label: arm.fields for arm in arms})
     methods: dict[str, list[RaceArm]] = {}
@@ -138,4 +141,4 @@ def _cell(label: str, group: Sequence[str], objectives: Mapping[str, str], base:
 
 
 def _of_method(arm: RaceArm) -> dict[str, Any]:
-    return {path: value for path, value in sorted(arm.fields.items()) if path.startswith("method.")}
+    return {path: value for path, value in sorted(arm.fields.items()) if path.startswith(OBJECTIVE)}

@@ -6,6 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+# Any: JSON.
+from typing import Any
+
 import click
 
 from harness.config.options import JSON_OPTION, examples, track_options
@@ -18,6 +21,7 @@ from sweeps.launch.options import LaunchOptions, launch_options
 from sweeps.plan.budget import check_budget
 from sweeps.plan.missing_weights import check_weights
 from sweeps.plan.plan import make_plan
+from sweeps.plan.pretraining import first_folder, first_stage
 from sweeps.plan.study import Study, load_study
 from sweeps.plan.study_folder import study_lock, write_plan
 
@@ -53,19 +57,42 @@ def sweep(
     study = load_study(source, overrides)
     directory = out or Path("runs") / study.name
     if dry_run:
-        plan = make_plan(study, directory)
-        described = describe_plan(study, plan.runs, directory, plan.excluded)
-        click.echo(json.dumps(described, indent=1)) if as_json else print_plan(described)
+        described = _described(study, directory)
+        click.echo(json.dumps(described, indent=1)) if as_json else _print_stages(described)
         return
     run_study(study, directory, launch, Outputs(track, no_track, no_report, as_json))
 
 
+# Any: JSON.
+def _described(study: Study, directory: Path) -> dict[str, Any]:
+    """Return the plan of a study as JSON data, with that of its first stage."""
+    plan = make_plan(study, directory)
+    described = describe_plan(study, plan.runs, directory, plan.excluded)
+    if (first := first_stage(study)) is not None:
+        described["pretraining"] = _described(first, first_folder(study, first, directory))
+    return described
+
+
+# Any: JSON.
+def _print_stages(described: dict[str, Any]) -> None:
+    """Print the plan of a study, after that of its first stage."""
+    if (first := described.get("pretraining")) is not None:
+        _print_stages(first)
+        click.echo()
+    print_plan(described)
+
+
 def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
-    """Run every unfinished run of a study in a folder, and report; exit with the codes of `sweep`."""
+    """Run every unfinished run of a study in a folder, and report; exit with the codes of `sweep`.
+
+    The runs of its first stage come before, in their own folder, without a report.
+    """
     plan, as_json = make_plan(study, directory), outputs.as_json
     runs = plan.runs
     check_budget(study, runs)
     check_weights(runs, directory)
+    if (first := first_stage(study)) is not None:
+        _pretrain(first, first_folder(study, first, directory), launch, outputs)
     mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
     with study_lock(directory):
         write_plan(study, plan, directory)
@@ -84,6 +111,30 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
         if as_json:
             click.echo(json.dumps({**results, "report": report}, indent=1))
     sys.exit(1 if failures else 0)
+
+
+def _pretrain(study: Study, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
+    """Run every unfinished run of a first stage; exit if one of them has no end."""
+    plan = make_plan(study, directory)
+    check_budget(study, plan.runs)
+    check_weights(plan.runs, directory)
+    mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
+    with study_lock(directory):
+        write_plan(study, plan, directory)
+        failures, stopped = run_all(plan.runs, directory, mirror, launch)
+        if stopped:
+            click.echo("stopped; rerun the same command to resume", err=True)
+            sys.exit(130)
+        mirror.send_all(plan.runs)
+    if failures:
+        for run, reason in failures.items():
+            click.echo(f"{directory / run} failed: {reason}", err=True)
+        click.echo(
+            f"{len(failures)} of {len(plan.runs)} runs of {study.name} failed, so nothing that starts from "
+            "them was started; rerun the same command to try again",
+            err=True,
+        )
+        sys.exit(1)
 
 
 def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:

@@ -26,6 +26,13 @@ from harness.records.evaluations import recorded_name
 from harness.records.flatten import flatten
 from sweeps.plan.equal_flops import with_equal_flops
 from sweeps.plan.method_settings import check_labels, check_method_settings, check_used, settings_of_run
+from sweeps.plan.pretraining import (
+    Pretrained,
+    check_unpretrained,
+    first_folder,
+    first_stage,
+    with_start,
+)
 from sweeps.plan.study import Study, combinations, format_value, run_label
 from sweeps.plan.target import check_target_step
 
@@ -92,6 +99,7 @@ def make_plan(study: Study, directory: Path | None = None) -> StudyPlan:
     check_method_settings(study)
     plan = _resolved(study, directory)
     _check_not_empty(study, plan)
+    plan = replace(plan, runs=_started(study, plan.runs, directory))
     plan = replace(plan, runs=_trainings(study, plan.runs))
     _check_impartial(study, plan.runs)
     _check_seeds(study, plan.runs)
@@ -116,6 +124,24 @@ def _resolved(study: Study, directory: Path | None) -> StudyPlan:
         ],
         [one for one in found if isinstance(one, ExcludedRun)],
     )
+
+
+def _started(study: Study, runs: list[PlannedRun], directory: Path | None) -> list[PlannedRun]:
+    """Return the runs, each with the run of the first stage that it starts from."""
+    first = first_stage(study)
+    if first is None:
+        check_unpretrained(study, (run.spec for run in runs))
+        return runs
+    folder = None if directory is None else first_folder(study, first, directory)
+    pretrained = [Pretrained(_arm(run), run.id, run.spec) for run in make_plan(first, folder).runs]
+    started = [replace(run, spec=with_start(run.spec, study, pretrained, folder)) for run in runs]
+    return [_placed(run, directory) for run in started]
+
+
+def _arm(run: PlannedRun) -> str:
+    """Return the name of a run's arm: its label without the seed."""
+    values = {path: value for path, value in run.values.items() if path != "seed"}
+    return run_label({"method.name": run.spec.method.name} | values)
 
 
 def _run_or_exclusion(

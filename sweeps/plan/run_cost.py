@@ -23,6 +23,7 @@ def run_cost(spec: RunSpec) -> Cost:
     parts = (
         *map(canonical, (spec.data, spec.text, spec.backbone, spec.method, spec.flow, spec.optimizer)),
         spec.train.batch_size,
+        spec.start.frozen,
         spec.train.steps,
     )
     key = " ".join(map(str, parts))

@@ -34,6 +34,9 @@ A study is a TOML file whose first line is a comment that describes it:
     [budget]
     flops = 1e15                                        # counted, of all runs; a larger plan is rejected
     flops_per_run = "baseline"                          # or a number: equal FLOPs instead of equal steps
+    [pretraining]                                       # a first stage: `start.arm` names an arm of that
+    study = "open-and-place-videos"                     # study, whose run of the same seed a run starts from
+    set."train.steps" = 1500                            # settings of its runs
     [tune]                                              # budget of a method in `flowrace tune`, and space
     trials = 8
     space."train.learning_rate" = { low = 1e-3, high = 1e-2, log = true }
@@ -68,6 +71,8 @@ STUDIES = PackagedToml("sweeps", "studies")
 """The studies in the package."""
 TARGET_VALUES = ("value", "values", "at", "share_of_final")
 """The fields of `[target]` that set its value; a study has at most one of them."""
+FIRST_STAGE = "pretraining."
+"""The beginning of an override that sets a field of the runs of the first stage."""
 FIRST_TUNING_SEED = 1000
 """The first tuning seed if a study gives their number; audit seeds then start at 0."""
 
@@ -174,6 +179,15 @@ class Tune(Section):
     """Search spaces by method, instead of the declared ones."""
 
 
+class Pretraining(Section):
+    """The first stage of a study: another study, whose runs those of this one start from (`start.arm`)."""
+
+    study: str = Field(min_length=1)
+    """Name of the study, or its file."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings of its runs by spec path. Location of the data and execution are those of this study."""
+
+
 class TuningCost(Section):
     """The cost of finding an arm's settings; an audit reads it from the study's folder."""
 
@@ -202,12 +216,13 @@ class Study(Section):
     seeds: Seeds = Seeds()
     """The tuning seeds only, because audit seeds are an axis."""
     budget: Budget = Budget()
+    pretraining: Pretraining | None = None
     tune: Tune = Tune()
     tuning: dict[str, TuningCost] = Field(default_factory=dict)
     """Tuning costs by method; `flowrace tune` writes them."""
 
     def to_toml(self) -> str:
-        later = {"methods", "labels", "report", "seeds", "budget", "tune", "tuning"}
+        later = {"methods", "labels", "report", "seeds", "budget", "pretraining", "tune", "tuning"}
         unused = {
             name
             for name in later
@@ -243,12 +258,16 @@ def study_of(table: Mapping[str, Any], source: str, overrides: Iterable[str] = (
             f'{source}: zip must be a table of axes, for example [zip.size] "backbone.size" = [...]'
         )
     axes, fixed = _paths(table, "axes", source), _paths(table, "set", source)
+    first = _first_stage(table, source)
     zipped = {name: flatten(axis) for name, axis in table.get("zip", {}).items() if isinstance(axis, Mapping)}
     for path, value in axes.items():
         if not isinstance(value, list):
             raise UserError(f"{source}: axes.{path} = {format_value(value)}: expected a list of values")
     for override in overrides:
         path, value = parse_override(override)
+        if path.startswith(FIRST_STAGE):
+            first = _with_first_stage(first, path.removeprefix(FIRST_STAGE), value, override)
+            continue
         if path.startswith("methods."):
             set_path(methods, *_under_methods(path, value))
             continue
@@ -261,6 +280,8 @@ def study_of(table: Mapping[str, Any], source: str, overrides: Iterable[str] = (
     table = {**table, "zip": {**table.get("zip", {}), **zipped}} if zipped else table
     axes, table = _with_seeds(table, axes, source)
     table = {**table, "axes": axes, "set": fixed, "methods": methods}
+    if first is not None:
+        table["pretraining"] = first
     study = _with_baseline_in_target(validate(Study, table, source))
     _check_paths(study, source)
     return study
@@ -315,6 +336,10 @@ def load_study_table(source: str) -> dict[str, Any]:
         # An absolute path, because the study may be resumed from another working directory.
         if files:
             table["base"] = str(files[0])
+        first = table.get("pretraining")
+        if isinstance(first, Mapping):
+            own = path.parent / str(first.get("study"))
+            table["pretraining"] = {**first, "study": str(own.resolve())} if own.is_file() else first
         return table
     if source not in STUDIES.names():
         raise unknown("study", source, STUDIES.names(), see="flowrace list studies, or give a .toml file")
@@ -326,6 +351,21 @@ def _paths(table: Mapping[str, Any], part: str, source: str) -> dict[str, Any]:
     if not isinstance(table.get(part, {}), Mapping):
         raise UserError(f'{source}: {part} must be a table, for example [{part}] "train.steps" = ...')
     return flatten(table.get(part, {}))
+
+
+def _first_stage(table: Mapping[str, Any], source: str) -> dict[str, Any] | None:
+    """Return the table of the first stage with its settings by spec path; None without one."""
+    first = table.get("pretraining")
+    if first is None or not isinstance(first, Mapping):
+        return first
+    return {**first, **({"set": _paths(first, "set", f"{source}: pretraining")} if "set" in first else {})}
+
+
+def _with_first_stage(first: dict[str, Any] | None, path: str, value: Any, override: str) -> dict[str, Any]:
+    """Return the table of the first stage with a setting of its runs; raises `UserError` without a stage."""
+    if not isinstance(first, Mapping):
+        raise UserError(f"--set {override}: this study has no [pretraining]; set fields of its runs")
+    return {**first, "set": {**first.get("set", {}), **flatten({path: value})}}
 
 
 def _method_tables(table: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from harness.data.disk.media import Clips, Memory
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, FileSurvey, common_shape, data_path, survey, survey_files
 from harness.data.disk.videos import frames_of, survey_video
-from harness.data.open import from_pixels, split
+from harness.data.open import from_pixels, is_held_out_key, split
 from harness.data.robot import CHUNK, RobotLayout, Scale
 from harness.data.stored import Stored, sizes_of, spread
 from harness.errors import UserError
@@ -30,7 +30,8 @@ class Demos:
     frame with those that follow (`data.frames`, by default one more than actions). After the end of an
     episode, its last frame and action repeat. All steps of an episode are on the same side of the split.
     State and actions are scaled by quantiles of the training episodes (harness/data/robot.py). With the
-    weight 0 for state and action, samples are videos.
+    weight 0 for state and action, samples are videos. `data.episodes` keeps the first training
+    episodes and all held-out ones.
 
     Columns are `episode_index`, `action`, `observation.state`, and `observation.image` or what
     `data.image_key` names (`none` for no frames). Without frames, `observation.environment_state` is part of
@@ -38,7 +39,7 @@ class Demos:
     """
 
     modality = "robot"
-    reads = ("root", "resolution", "channels", "image_key", "frames", "chunk", "task")
+    reads = ("root", "resolution", "channels", "image_key", "frames", "chunk", "task", "episodes")
     classes = 1
 
     def __init__(self, spec: DataSpec) -> None:
@@ -47,9 +48,12 @@ class Demos:
         self.files = len(found.files)
         self.resizes = spec.resolution is not None
         self.stored, image, hashes = _survey(spec, found)
-        self.steps = Clips([len(episode) for episode in found.episodes])
-        self._keys = [_digest(episode) for episode in found.episodes]
-        self.fingerprint = _fingerprint(self._keys, hashes)
+        keys = [_digest(episode) for episode in found.episodes]
+        # The folder's, whatever `data.episodes` leaves out.
+        self.fingerprint = _fingerprint(keys, hashes)
+        kept = _kept(spec, keys)
+        self._episodes, self._keys = [found.episodes[i] for i in kept], [keys[i] for i in kept]
+        self.steps = Clips([len(episode) for episode in self._episodes])
         self.robot = self._layout(spec, image)
         self._memory = Memory()
         self._select(tuple(self.robot.parts))
@@ -71,7 +75,7 @@ class Demos:
 
     def sample(self, index: int) -> Sample:
         number, step = self.steps[index]
-        episode, robot = self._found.episodes[number], self.robot
+        episode, robot = self._episodes[number], self.robot
         if self.modality == "video":
             return Sample(self._clip(number, step), 0)
         parts = []
@@ -105,7 +109,7 @@ class Demos:
     def _layout(self, spec: DataSpec, image: tuple[int, int, int] | None) -> RobotLayout:
         """Return the layout, with the quantiles of the training episodes."""
         sides = split(self, spec.held_out)
-        train = [self._found.episodes[i] for i in sorted({self.steps[int(i)][0] for i in sides.train})]
+        train = [self._episodes[i] for i in sorted({self.steps[int(i)][0] for i in sides.train})]
         states = [episode.state for episode in train if episode.state is not None]
         chunk = spec.chunk or CHUNK
         return RobotLayout(
@@ -120,13 +124,13 @@ class Demos:
 
     def _clip(self, number: int, step: int) -> np.ndarray:
         """Return the current frame and those that follow, uint8 (C, F, H, W)."""
-        rows = _following(step, self.robot.frames, len(self._found.episodes[number]))
+        rows = _following(step, self.robot.frames, len(self._episodes[number]))
         frames = self._memory.get(number, self._frames)
         return np.ascontiguousarray(frames[rows].transpose(1, 0, 2, 3))
 
     def _frames(self, number: int) -> np.ndarray:
         """Return all frames of an episode, uint8 (N, C, H, W)."""
-        episode, shape = self._found.episodes[number], self.robot.image
+        episode, shape = self._episodes[number], self.robot.image
         assert episode.frames is not None and shape is not None
         if episode.frames.video is None:
             named = enumerate(episode.frames.images)
@@ -134,6 +138,23 @@ class Demos:
         first, video = episode.frames.first, episode.frames.video
         file = media.Encoded(str(video), video.read_bytes())
         return frames_of(file, range(first, first + len(episode)), shape).transpose(1, 0, 2, 3)
+
+
+def _kept(spec: DataSpec, keys: Sequence[bytes]) -> list[int]:
+    """Return the numbers of the held-out episodes and of the first `data.episodes` others.
+
+    Raises `UserError` if there are fewer.
+    """
+    train = [i for i, key in enumerate(keys) if not is_held_out_key(key, spec.held_out)]
+    if spec.episodes is None:
+        return list(range(len(keys)))
+    if spec.episodes > len(train):
+        raise UserError(
+            f"data.episodes = {spec.episodes}, but {spec.root} has {len(train)} demonstrations to train on, "
+            f"and {len(keys) - len(train)} that are held out; lower it, or record more"
+        )
+    left_out = set(train[spec.episodes :])
+    return [i for i in range(len(keys)) if i not in left_out]
 
 
 def _following(step: int, count: int, length: int) -> np.ndarray:
