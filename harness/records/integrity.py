@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.files.files import content_of
 from harness.records.checkpoint_files import CHECKPOINTS, EMA, checkpoints, read_header
+from harness.records.in_threads import in_threads
 from harness.records.record import DONE, EVENTS, Record
 from harness.records.record_chain import CHAIN, SPEC, digest_of, events_fault, read_links, spec_fits
 
@@ -34,7 +35,7 @@ def misfits(record: Record) -> tuple[str, ...]:
 
 def named_misfits(records: Iterable[Record]) -> list[str]:
     """Return a sentence for each record that does not fit, which begins with its run id."""
-    found = ((record.id, misfits(record)) for record in records)
+    found = in_threads(lambda record: (record.id, misfits(record)), records)
     return [f"run {run}: {'; '.join(faults)}" for run, faults in found if faults]
 
 

@@ -31,17 +31,14 @@ killed and resumed.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.errors import ERROR_PREFIX, UserError
 from harness.files.files import (
@@ -69,11 +66,8 @@ from harness.records.record_chain import (
 )
 from harness.records.shapes import environment_fault, event_fault, spec_fault
 
-T = TypeVar("T")
 CLOCK = "clock.json"
 REPLICATES = "replicates.json"
-READERS = 4
-"""Most threads that read records."""
 DIGITS = 18
 """Most digits of a step in a table by steps."""
 DONE, FAILED, LOCK = "done", "failed", "lock"
@@ -149,6 +143,10 @@ class Record:
         vars(self)["log"] = replace(self.log, trained=None)
         assert columns is not None
         return columns
+
+    def load_log(self) -> None:
+        """Read the log now. The property lets one thread at a time read any record up to Python 3.11."""
+        vars(self)["log"] = self._read_log()
 
     def _read_log(self) -> EventLog:
         file = self.path / EVENTS
@@ -419,26 +417,6 @@ def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
         return last.removeprefix(ERROR_PREFIX)
     recorded = (record.failure or {}).get("reason")
     return str(recorded or last or (f"exit code {exit_code}" if exit_code else "no reason recorded"))
-
-
-def read_ahead(records: Sequence[Record], summary: Callable[[Record], T]) -> dict[Path, T]:
-    """Read the events of records in threads, because the parser of columns leaves the others to work.
-
-    Returns a summary of each by its folder, made in the same thread so that it takes the memory of what was
-    read. A record with an error has none, and its error is raised when it is used.
-    """
-    found: dict[Path, T] = {}
-
-    def read(record: Record) -> None:
-        # Not by the property, which lets one thread work at a time up to Python 3.11.
-        with suppress(UserError, LookupError):
-            vars(record)["log"] = record._read_log()
-            found[record.path] = summary(record)
-
-    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(read, records):
-            pass
-    return found
 
 
 def find_records(*roots: Path) -> list[Record]:

@@ -14,13 +14,14 @@ from typing import Any
 SECTIONS = ("data", "backbone", "method", "time", "train", "ema", "start", "eval", "runtime")
 LARGEST = 1e300
 """Numbers of records are below it, so that sums and ratios of them are finite."""
+NUMBERS = (float, int)
+"""The types of numbers; a bool is of another one. Comparisons with NaN are false."""
 TRAIN_NUMBERS = ("loss", "grad_norm", "learning_rate")
 
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number."""
-    kind = type(value)
-    return (kind is int or (kind is float and math.isfinite(value))) and abs(value) < LARGEST
+    return type(value) in NUMBERS and -LARGEST < value < LARGEST
 
 
 def is_value(value: Any) -> bool:
@@ -53,7 +54,7 @@ def event_fault(event: Any) -> str:
 
 def is_amount(value: Any) -> bool:
     """Return whether a value is a number that is not negative."""
-    return is_number(value) and value >= 0
+    return type(value) in NUMBERS and 0 <= value < LARGEST
 
 
 def _train_fault(event: Mapping[str, Any]) -> str:
@@ -86,11 +87,12 @@ def _eval_fault(event: Mapping[str, Any]) -> str:
     for name, row in metrics.items():
         if not (isinstance(row, dict) and is_value(row.get("mean"))):
             return f"has a metric '{name}' without a mean"
-        if any(row.get(end) is not None and not is_value(row[end]) for end in ("low", "high")):
+        low, high, n = row.get("low"), row.get("high"), row.get("n")
+        if not ((low is None or is_value(low)) and (high is None or is_value(high))):
             return f"has a metric '{name}' whose interval is no pair of numbers"
-        if row.get("n") is not None and not is_count(row["n"]):
+        if not (n is None or is_count(n)):
             return f"has a metric '{name}' whose n is no whole number"
-        if not _is_list_of(row.get("replicates", []), is_value):
+        if "replicates" in row and not _is_list_of(row["replicates"], is_value):
             return f"has a metric '{name}' whose replicates are no numbers"
         if not _is_successes(row.get("successes", "")):
             return f"has a metric '{name}' whose successes are no text of 0 and 1"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -63,11 +64,10 @@ class Profile:
         problems = self.ratios.shape[1]
         if problems < ENOUGH:
             return None
-        rng, areas, strata = np.random.default_rng(0), _areas(self.ratios), np.array(self.strata)
+        areas, strata = _areas(self.ratios), np.array(self.strata)
         cells = [np.flatnonzero(strata == cell) for cell in np.unique(strata)]
         sums = np.zeros((len(areas), RESAMPLES))
-        for cell in cells:
-            counts = rng.multinomial(len(cell), np.full(len(cell), 1 / len(cell)), size=RESAMPLES)
+        for cell, counts in zip(cells, _resampled(tuple(map(len, cells))), strict=True):
             sums += areas[:, cell] @ counts.T
         ends = [(1 - confidence) / 2, (1 + confidence) / 2]
         return np.quantile(sums / problems, ends, axis=1).T
@@ -101,6 +101,14 @@ def ratios(times: Sequence[Time]) -> np.ndarray:
     values = np.array([math.inf if time.censored == "right" else time.value for time in times])
     best = values.min()
     return values / best if math.isfinite(best) else np.full(len(values), math.inf)
+
+
+# The axes of a report have the same problems.
+@lru_cache(maxsize=1)
+def _resampled(sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """Return how often each resample (rows) has each problem (columns) of cells of these sizes."""
+    rng = np.random.default_rng(0)
+    return [rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLES) for size in sizes]
 
 
 def _areas(ratios: np.ndarray) -> np.ndarray:

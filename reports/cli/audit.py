@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from harness.config.options import JSON_OPTION, examples
+from reports.cli.collector import collecting_rarely
 from reports.cli.options import AXIS, CONFIDENCE, METRIC, PROTOCOL, REGISTER, TARGET, log_options
 
 SOURCES = click.argument("sources", metavar="DIR|LOG|URI...", nargs=-1, required=True)
@@ -41,6 +42,7 @@ def audit() -> None:
 @PROTOCOL
 @log_options
 @JSON_OPTION
+@collecting_rarely()
 def claim(
     words: tuple[str, ...],
     file: Path | None,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.config.options import JSON_OPTION, examples, warn_of
+from reports.cli.collector import collecting_rarely
 from reports.cli.options import AXES, log_options, parse_labels, race_options
 from reports.cli.report_diff import diff
 
@@ -71,6 +72,7 @@ class OrDiff(click.Command):
 )
 @log_options
 @JSON_OPTION
+@collecting_rarely()
 def report(
     directories: tuple[str, ...],
     output: Path,

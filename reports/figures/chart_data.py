@@ -34,11 +34,6 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
     return np.unique([0, *kept, len(x) - 1])
 
 
-def spent(run: RaceRun, axis: str, steps: np.ndarray) -> np.ndarray:
-    """Return the cost of a run up to these steps, in natural units of the axis."""
-    return np.interp(steps, run.costs.steps, run.costs.totals[axis])
-
-
 def allowance(race: Race, points: int = POINTS) -> int:
     """Return the number of points for each measured curve, so that all together have at most `points`."""
     return max(points // max(sum(run.evaluated for run in race.runs), 1), LEAST)
@@ -86,7 +81,7 @@ def _convergence(race: Race, axis: str, name: str) -> dict[str, Any]:
         runs = [run for run in race.of(arm.label) if run.evaluated]
         for run in runs:
             kept = thin(run.curve.steps, run.curve.measured, most)
-            x = spent(run, axis, run.curve.steps[kept])
+            x = run.costs.at_each(axis, run.curve.steps[kept])
             series.append(_series(index, "seed", x, run.curve.measured[kept], f"seed {run.seed}"))
         counted = [run for run in runs if run.done]
         if counted:
@@ -100,7 +95,7 @@ def _convergence(race: Race, axis: str, name: str) -> dict[str, Any]:
 def _mean(index: int, runs: Sequence[RaceRun], axis: str, most: int) -> list[dict[str, Any]]:
     steps, mean, low, high = mean_band(runs)
     kept = thin(steps, mean, most)
-    x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in runs], axis=0))
+    x = np.exp(np.mean([np.log(run.costs.at_each(axis, steps[kept])) for run in runs], axis=0))
     band = (
         [_series(index, kind, x, y[kept]) for kind, y in (("high", high), ("low", low))]
         if len(runs) > 1

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from harness.records.record import TRAINING_PHASES
-from reports.figures.chart_data import allowance, mean_band, spent, thin
+from reports.figures.chart_data import allowance, mean_band, thin
 from reports.figures.layout import (
     Entry,
     band_entry,
@@ -249,7 +251,7 @@ def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tu
     """Return limits of the axis (in units of `size`) and of the metric that contain everything drawn."""
     runs = [run for run in race.runs if run.evaluated]
     reached = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
-    values = [value for run in runs for value in run.curve.measured]
+    values = [end for run in runs for end in (run.curve.measured.min(), run.curve.measured.max())]
     # An imported run begins at no cost, which a log scale does not have.
     reached = [place for place in reached if place > 0] or [1.0]
     return padded(reached), padded(values + ([] if race.target is None else [race.target]))
@@ -267,24 +269,31 @@ def _draw_arm(
     """Draw an arm. `most` is the maximum number of points of a measured curve and of a mean, `faint` the
     opacity of the band."""
     colour = ARMS[index % len(ARMS)]
-    for run in (run for run in runs if run.evaluated):
-        kept = thin(run.curve.steps, run.curve.measured, most[0])
-        x = spent(run, axis, run.curve.steps[kept]) / size
-        dots: Look = {
-            "marker": "o" if len(run.curve.steps) <= FEW else "",
-            "markersize": 1.8,
-            "markeredgewidth": 0,
-        }
-        axes.plot(x, run.curve.measured[kept], linewidth=0.6, alpha=0.55, color=colour, **dots)
+    look: Look = {"linewidth": 0.6, "alpha": 0.55, "color": colour}
+    evaluated = [run for run in runs if run.evaluated]
+    for few, own in groupby(evaluated, lambda run: len(run.curve.steps) <= FEW):
+        lines = [_measured(run, axis, size, most[0]) for run in own]
+        if few:
+            for line in lines:
+                axes.plot(*line.T, marker="o", markersize=1.8, markeredgewidth=0, **look)
+        else:
+            # Hundreds of separate lines would take most of the time of a page.
+            axes.add_collection(LineCollection(lines, capstyle="round", zorder=2, **look), autolim=False)
     counted = [run for run in runs if run.done]
     if counted:
         steps, mean, low, high = mean_band(counted)
         kept = thin(steps, mean, most[1])
-        x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in counted], axis=0)) / size
+        x = np.exp(np.mean([np.log(run.costs.at_each(axis, steps[kept])) for run in counted], axis=0)) / size
         dashes = DASHES[index % len(DASHES)] or (None, None)
         if len(counted) > 1:
             axes.fill_between(x, low[kept], high[kept], alpha=faint, linewidth=0, color=colour)
         axes.plot(x, mean[kept], linewidth=1.8, dashes=dashes, color=colour)
+
+
+def _measured(run: RaceRun, axis: str, size: float, most: int) -> np.ndarray:
+    """Return the points of a measured curve, of which at most `most` are kept."""
+    kept = thin(run.curve.steps, run.curve.measured, most)
+    return np.column_stack([run.costs.at_each(axis, run.curve.steps[kept]) / size, run.curve.measured[kept]])
 
 
 def _draw_target(axes: Axes, race: Race, target: float, axis: str, size: float) -> None:

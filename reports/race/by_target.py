@@ -66,15 +66,13 @@ def gains_by_target(
 
 
 def _gains(race: Race, axis: str, crossings: Crossings, targets: int) -> dict[str, list[Speedup]]:
-    times = {
-        label: [
-            {
-                seed: Time(run.costs.at(axis, crossed[i].step), crossed[i].censored)
-                for seed, (run, crossed) in by_seed.items()
-            }
-            for i in range(targets)
-        ]
+    every = {
+        label: {seed: _times(axis, *crossed) for seed, crossed in by_seed.items()}
         for label, by_seed in crossings.items()
+    }
+    times = {
+        label: [{seed: times[i] for seed, times in by_seed.items()} for i in range(targets)]
+        for label, by_seed in every.items()
     }
     pairs = [(label, race.cell_of(label).baseline) for label in race.candidates if label in times]
     return {
@@ -84,3 +82,8 @@ def _gains(race: Race, axis: str, crossings: Crossings, targets: int) -> dict[st
         for label, base in pairs
         if base in times
     }
+
+
+def _times(axis: str, run: RaceRun, crossings: Sequence[Crossing]) -> list[Time]:
+    values = run.costs.at_each(axis, [one.step for one in crossings]).tolist()
+    return [Time(value, one.censored) for value, one in zip(values, crossings, strict=True)]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.records.record import Record, read_ahead
+from harness.records.in_threads import read_ahead
+from harness.records.record import Record
 from reports.race.conditions import conditions_of
 from reports.race.log_records import LogRecord
 from reports.race.protocols import protocols_of

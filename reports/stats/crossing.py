@@ -40,7 +40,7 @@ def crossing(curve: Curve, target: float) -> Crossing:
     It is linear in (log step, log metric) between evaluations. The fit never rises, so evaluations that get
     worse later delay the crossing.
     """
-    below = np.log(curve.fitted) <= math.log(target) + ROUNDING
+    below = curve.log_fitted <= math.log(target) + ROUNDING
     if not below.any():
         return Crossing(float(curve.steps[-1]), "right")
     after = int(below.argmax())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from harness.records.targets import antitonic, replicate_weights
 
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
 CLOCK_AXES = ("seconds", "gpu_seconds")
+NOTHING = (0.0,) * len(TRAINING_PHASES)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Curve:
     """The antitonic fit, which never rises."""
     weights: np.ndarray | None = None
     """Those of the fit; None if all are equal."""
+
+    @cached_property
+    def log_fitted(self) -> np.ndarray:
+        return np.log(self.fitted)
 
     def until(self, place: int) -> Curve:
         """Return the curve up to the evaluation at a place, fitted without later ones."""
@@ -53,7 +59,11 @@ class Costs:
 
     def at(self, axis: str, step: float) -> float:
         """Return the total at a step, linear between the record's lines and constant after the last."""
-        return float(np.interp(step, self.steps, self.totals[axis]))
+        return float(self.at_each(axis, step))
+
+    def at_each(self, axis: str, steps: float | Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the totals at steps."""
+        return np.interp(steps, self.steps, self.totals[axis])
 
     def budget(self, axis: str) -> float:
         """Return the budget that the run was given, which it did not use up if it ended early.
@@ -203,4 +213,4 @@ def _devices(record: Record, steps: np.ndarray) -> np.ndarray:
 
 def training_seconds(seconds: dict[str, float]) -> float:
     """Return the sum over the phases that training needs."""
-    return sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
+    return sum(map(seconds.get, TRAINING_PHASES, NOTHING))

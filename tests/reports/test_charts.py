@@ -23,7 +23,6 @@ from reports.figures.chart_data import (
     mean_band,
     payload,
     script_json,
-    spent,
     thin,
 )
 from reports.figures.race_figures import AXIS_NAMES
@@ -111,11 +110,11 @@ def test_mean_band_matches_scipys_t_interval(folder: Path) -> None:
     assert (low[4], high[4]) == pytest.approx(tuple(np.exp(ends)))
 
 
-def test_spent_matches_the_record(folder: Path) -> None:
+def test_costs_at_each_step_match_the_costs_at_one(folder: Path) -> None:
     run = read_race([folder], target=30).runs[0]
     for axis in ("steps", "images", "flops", "seconds"):
         steps = np.array([200.0, 333.0, 2000.0])
-        assert spent(run, axis, steps).tolist() == [run.costs.at(axis, step) for step in steps]
+        assert run.costs.at_each(axis, steps).tolist() == [run.costs.at(axis, step) for step in steps]
 
 
 def test_speed_up_of_two_is_two_at_every_target(tmp_path: Path) -> None:

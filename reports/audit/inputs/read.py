@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.records.evaluations import first_scale
+from harness.records.in_threads import in_threads
 from harness.records.integrity import misfits
 from harness.records.mlflow_copy import is_file_store
 from harness.records.record import Record, find_records
@@ -133,8 +134,9 @@ def read_records(
         if unplanned
         else []
     )
-    runs = [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
-    found_runs = [_read_run(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
+    runs = [(name, arm, *run, metric) for name, arm in chosen.items() for run in arm.runs.items()]
+    read = in_threads(lambda run: _read_run(*run), runs)
+    found_runs = [one for _, one in zip(progress(runs), read, strict=True)]
     if not any(one.log for one in found_runs):
         known = {name for arm in chosen.values() for run in arm.runs.values() for name in _metrics(run)}
         raise UserError(
@@ -157,6 +159,7 @@ def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -
         why = f"{who} is {record.status}, so it is excluded from all numbers ({record.id})."
         return ReadRun(name, seed, False, None, why)
     run = Record(record.path, record.conditions)
+    run.load_log()
     curve = curve_of(run, metric)
     if curve is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"

@@ -13,7 +13,8 @@ from harness.errors import UserError
 from harness.records import event_log
 from harness.records.event_log import TRAINING_PHASES, EventLog, log_of, read_log
 from harness.records.events import read_events
-from harness.records.record import EVENTS, Record, read_ahead
+from harness.records.in_threads import read_ahead
+from harness.records.record import EVENTS, Record
 from tests.reports.synthetic import write_run
 
 LINES = 12
