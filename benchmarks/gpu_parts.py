@@ -19,7 +19,7 @@ from harness.config.spec import EvalSpec
 from harness.costs.meter import clock
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
 from harness.flow.batch import Batch
-from harness.flow.sampling import as_pixels, draw
+from harness.flow.sampling import Sampling, as_pixels, draw
 from harness.runtime.random_streams import Streams
 
 # Any: JSON.
@@ -179,7 +179,8 @@ def evaluation(scale: Scale, device: torch.device, found: Found, batches: int = 
 
     def drawn(number: int) -> Tensor:
         index = np.arange(number * size, (number + 1) * size)
-        return as_pixels(draw(model, spec, config.shape, config.classes, device, index, y))
+        sampling = Sampling(spec, config.shape, config.classes, device)
+        return as_pixels(draw(model, sampling, index, y))
 
     def sampled() -> list[Tensor]:
         return [drawn(number) for number in range(batches)]
