@@ -204,7 +204,7 @@ def evaluation(scale: Scale, device: torch.device, found: Found, batches: int = 
     found["samples"] = batches * size
     found["seconds by part"] = {name: round(value, 4) for name, value in seconds.items()}
     together = seconds["sampling"] + seconds["features"]
-    found["apart / overlapped"] = round(together / seconds["overlapped"], 3)
+    found["separate / overlapped"] = round(together / seconds["overlapped"], 3)
 
 
 class Features(nn.Module):

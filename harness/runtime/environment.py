@@ -68,7 +68,8 @@ def prepare(threads: int) -> None:
     # `use_deterministic_algorithms` also imports Inductor, which takes a second; compiled blocks call it.
     torch.set_deterministic_debug_mode("error")
     # It writes NaN into every new tensor. The same bits without it are tested.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    fills = torch.utils.deterministic
+    fills.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = False
     # By default torch uses TF32 for convolutions, and for matrix products too in NVIDIA's containers, which
     # set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
@@ -110,12 +111,13 @@ def device_name(device: torch.device) -> str:
 def _cuda_libraries(device: torch.device) -> dict[str, Any]:
     """Return the versions of the libraries on which the bits of a GPU depend, and its architecture."""
     import torch
+    from torch.cuda import nccl
 
-    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else ()
+    of_nccl = nccl.version() if torch.distributed.is_nccl_available() else ()
     return {
         "runtime": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, nccl)),
+        "nccl": ".".join(map(str, of_nccl)),
         "capability": list(torch.cuda.get_device_capability(device)),
     }
 
