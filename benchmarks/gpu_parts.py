@@ -208,7 +208,7 @@ def evaluation(scale: Scale, device: torch.device, found: Found, batches: int = 
 
 
 class Features(nn.Module):
-    """A small network with as many features as Inception has."""
+    """A small network with the 2048 features of Inception."""
 
     def __init__(self, channels: int, width: int = 2048) -> None:
         super().__init__()
