@@ -175,8 +175,8 @@ def summary(found: Found) -> str:
     for name, ratio in found.get("sampling", {}).get("released loop / ours", {}).items():
         speed = found["sampling"]["images_per_second"][name]
         rows[f"sampling: released loop / {name}"] = f"{ratio['median']:.3f}  ({speed:.1f} images/s)"
-    if "apart / overlapped" in found.get("evaluation", {}):
-        rows["evaluation: apart / overlapped"] = f"{found['evaluation']['apart / overlapped']:.3f}"
+    if "separate / overlapped" in found.get("evaluation", {}):
+        rows["evaluation: separate / overlapped"] = f"{found['evaluation']['separate / overlapped']:.3f}"
     for name, cost in found.get("memory", {}).get("sides", {}).items():
         most = max(cost["bytes"].values(), default=0) if isinstance(cost["bytes"], dict) else cost["bytes"]
         rows[f"memory: {name}"] = f"{most / 1e9:.1f} GB" if isinstance(most, int) else most

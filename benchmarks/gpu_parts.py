@@ -205,11 +205,11 @@ def evaluation(scale: Scale, device: torch.device, found: Found, batches: int = 
     found["samples"] = batches * size
     found["seconds by part"] = {name: round(value, 4) for name, value in seconds.items()}
     together = seconds["sampling"] + seconds["features"]
-    found["apart / overlapped"] = round(together / seconds["overlapped"], 3)
+    found["separate / overlapped"] = round(together / seconds["overlapped"], 3)
 
 
 class Features(nn.Module):
-    """A small network with as many features as Inception has."""
+    """A small network with the 2048 features of Inception."""
 
     def __init__(self, channels: int, width: int = 2048) -> None:
         super().__init__()

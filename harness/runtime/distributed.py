@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -131,7 +131,8 @@ def _check_one_device_each(name: str) -> None:
         )
 
 
-def _without_buffers() -> dict[str, bool]:
+# Any: the arguments of DDP have different types.
+def _without_buffers() -> dict[str, Any]:
     """Return the option of DDP by which a pass does not wait for rank 0 to send its buffers.
 
     They are codes of positions and masks, which are constants of the configuration. torch 2.13 renamed it.

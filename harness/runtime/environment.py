@@ -112,12 +112,13 @@ def device_name(device: torch.device) -> str:
 def _cuda_libraries(device: torch.device) -> dict[str, Any]:
     """Return the versions of the libraries on which the bits of a GPU depend, and its architecture."""
     import torch
+    from torch.cuda import nccl
 
-    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else ()
+    of_nccl = nccl.version() if torch.distributed.is_nccl_available() else ()
     return {
         "runtime": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, nccl)),
+        "nccl": ".".join(map(str, of_nccl)),
         "capability": list(torch.cuda.get_device_capability(device)),
     }
 

@@ -37,7 +37,7 @@ def test_gpu_benchmark_runs_on_a_cpu_when_tiny(tmp_path: Path) -> None:
     for part in ("middle", "large", "text"):
         assert found[part]["ratios"]["self_flow / flow"]["flops"] > 1
     assert {name.split()[0] for name in found["mfu"]} == {"SiT-pico/2", "MMDiT"}
-    assert found["evaluation"]["apart / overlapped"] > 0
+    assert found["evaluation"]["separate / overlapped"] > 0
     assert any("self_flow / flow" in line for line in printed.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""What a GPU would wait for, found without one: calls that read a value of the device, and copies to it."""
+"""Calls that read a value of a GPU, for which the host would wait, and copies to it, found without one."""
 
 from __future__ import annotations
 
