@@ -1,24 +1,29 @@
 """CPU seconds and peak memory of reports, audits and status of large studies, and how they grow.
 
-    python -m benchmarks.big_studies [--runs 100 200 500 1000 2000] [--folders 5000] [--before CHECKOUT]
+    python -m benchmarks.big_studies [--runs 100 200 500 1000 2000] [--evaluations 100 200 400 800]
+        [--folders 5000] [--before CHECKOUT]
 
 A study has the same number of seeds of two methods. Its runs have 400 evaluations, and 10 train lines per
-evaluation. The folders of which the status is printed have 60 train lines each. Every command is a separate
-process; its CPU seconds (user and system) are less sensitive to other load than the clock's, which are
-written too. `--before` names a checkout of an earlier version, whose commands are interleaved with ours up
-to `--before-runs` runs. `growth` has what a further run takes. Writes benchmarks/results/big-studies.json.
+evaluation. `by evaluations` has studies of 100 runs with other numbers of evaluations. The folders of which
+the status is printed have 60 train lines each. Every command is a separate process; its CPU seconds (user
+and system) are less sensitive to other load than the clock's, which are written too. `--before` names a
+checkout of an earlier version, whose commands are interleaved with ours up to `--before-runs` runs. `growth`
+has what a further run takes, and a further evaluation of all runs. Studies are written by other processes,
+because a command starts with the peak memory of the process that starts it. Writes
+benchmarks/results/big-studies.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +42,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "big-studies.json"
 EVALUATIONS, LINES, SHORT = 400, 10, 60
 """Evaluations of a run, train lines per evaluation, and train lines of a run whose status is printed."""
+FIXED = 100
+"""Runs of the studies with other numbers of evaluations."""
 
 
 class Usage(NamedTuple):
@@ -52,6 +59,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, nargs="+", default=[100, 200, 500, 1000, 2000])
+    parser.add_argument("--evaluations", type=int, nargs="*", default=[100, 200, 400, 800])
     parser.add_argument("--folders", type=int, default=5000)
     parser.add_argument("--before", type=Path, help="Checkout of an earlier version.")
     parser.add_argument("--before-runs", type=int, default=200)
@@ -59,14 +67,19 @@ def main() -> None:
     options = parser.parse_args()
     versions = {"after": ROOT} | ({"before": options.before.resolve()} if options.before else {})
     studies: dict[str, dict[str, Any]] = {version: {} for version in versions}
+    by_evaluations: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for runs in sorted(options.runs):
-            write_study(folder, runs)
+            in_process(write_study, folder, runs)
             for version, checkout in versions.items():
                 if version == "after" or runs <= options.before_runs:
                     studies[version][str(runs)] = show(version, runs, commands(checkout, folder))
-        write_folders(folder / "many", options.folders)
+        for count in options.evaluations:
+            place = folder / f"evaluations-{count}"
+            in_process(write_study, place, FIXED, count)
+            by_evaluations[str(count)] = show("after", FIXED, commands(ROOT, place))
+        in_process(write_folders, folder / "many", options.folders)
         for version, checkout in versions.items():
             used = usage(checkout, "status", str(folder / "many"), "--json")
             studies[version]["status"] = show(version, options.folders, {"status": used})
@@ -77,10 +90,21 @@ def main() -> None:
         "cores": os.cpu_count(),
         "load average": [round(load, 1) for load in os.getloadavg()],
         **studies,
-        "growth": growth(studies["after"]),
+        "by evaluations": by_evaluations,
+        "growth": growth(studies["after"], "run"),
+        "growth by evaluations": growth(by_evaluations, "evaluation"),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["growth"]))
+
+
+def in_process(work: Callable[..., None], *given: Any) -> None:
+    """Do some work in a new process."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=given)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{work.__name__} ended with {process.exitcode}")
 
 
 def commands(checkout: Path, folder: Path) -> dict[str, Usage]:
@@ -118,12 +142,12 @@ def show(version: str, runs: int, found: dict[str, Usage]) -> dict[str, Any]:
     return rows
 
 
-def growth(studies: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return what a further run takes between each size of a study and the next: equal numbers are linear."""
+def growth(studies: dict[str, Any], unit: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what a further unit takes between a size of a study and the next: equal numbers are linear."""
     sizes = sorted(int(size) for size in studies if size.isdecimal())
     return {
         what: {
-            f"{name} of a further run": {
+            f"{name} of a further {unit}": {
                 f"{small} to {large}": round(
                     (studies[str(large)][what][name] - studies[str(small)][what][name]) / (large - small), 4
                 )
@@ -135,18 +159,19 @@ def growth(studies: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def write_study(folder: Path, runs: int) -> None:
+def write_study(folder: Path, runs: int, evaluations: int = EVALUATIONS) -> None:
     """Write the runs of a study that are missing, and a claim about them."""
+    folder.mkdir(exist_ok=True)
     claim = {"name": "twice", "candidate": "repa", "baseline": "flow", "metric": "fid", "factor": 2.0}
     content = tomli_w.dumps({"claim": {**claim, "target": float(f"{TARGET:.4g}")}})
     (folder / "claim.toml").write_text(content)
-    steps = STEPS // EVALUATIONS * np.arange(1, EVALUATIONS + 1)
+    steps = STEPS // evaluations * np.arange(1, evaluations + 1)
     lines = list(train_lines(steps))
     for seed in range(runs // len(METHODS)):
         rng = np.random.default_rng(seed)
         shared = rng.normal(0, 0.0167)
         for method, speed in METHODS.items():
-            noise = shared + rng.normal(0, 0.011) + rng.normal(0, 0.01, EVALUATIONS)
+            noise = shared + rng.normal(0, 0.011) + rng.normal(0, 0.01, evaluations)
             values = (np.asarray(metric(speed * steps)) * np.exp(noise)).tolist()
             path = folder / "runs" / f"{method}-{seed}"
             if not path.exists():

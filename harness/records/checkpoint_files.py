@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,11 @@ def step_of(path: Path) -> int:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint files of a folder, oldest first. Files of other names are ignored."""
-    return sorted((file for file in folder.glob("step-*.safetensors") if NAME.match(file.name)), key=step_of)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted((folder / name for name in names if NAME.match(name)), key=step_of)
 
 
 def weights_files(run: Path) -> dict[int, Path]:

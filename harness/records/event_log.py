@@ -86,41 +86,56 @@ def log_of(events: Sequence[Event]) -> EventLog:
 
 
 def _log(file: Path, content: bytes) -> EventLog:
-    lines = content.split(b"\n")[:-1]
-    found = _in_columns(lines) if len(content) >= WORTH else None
-    return log_of(events_in(file, lines)) if found is None else found
+    found = _in_columns(content) if len(content) >= WORTH else None
+    return log_of(events_in(file, content.split(b"\n")[:-1])) if found is None else found
 
 
-def _in_columns(lines: Sequence[bytes]) -> EventLog | None:
-    """Return the log of lines; None if they are not all of the writer's form."""
-    is_train = [line.startswith(TRAIN) for line in lines]
-    trained = [line for line, train in zip(lines, is_train, strict=True) if train]
-    others = parse_lines([line for line, train in zip(lines, is_train, strict=True) if not train])
-    if not trained or others is None or any(event["kind"] == "train" for event in others):
+def _in_columns(content: bytes) -> EventLog | None:
+    """Return the log of complete lines; None if they are not all of the writer's form."""
+    starts, ends, is_train = _lines(content)
+    if not is_train.any() or (ends - starts)[is_train].max() > LONGEST:
         return None
-    columns = _read_columns(trained)
+    between = list(zip(starts[~is_train].tolist(), ends[~is_train].tolist(), strict=True))
+    others = parse_lines([content[start : end - 1] for start, end in between])
+    if others is None or any(event["kind"] == "train" for event in others):
+        return None
+    cuts = [0, *(place for line in between for place in line), int(ends[-1])]
+    trained = b"".join(content[cuts[i] : cuts[i + 1]] for i in range(0, len(cuts), 2))
+    columns = _read_columns(trained, int(is_train.sum()))
     if columns is None:
         return None
     for event in others:
         event["kind"] = sys.intern(event["kind"])
         if "protocol" in event:
             event["protocol"] = sys.intern(str(event["protocol"]))
-    last_trained: Event = json.loads(trained[-1])
-    after = is_train[::-1].index(True)
-    ends = [last_trained, *others[len(others) - after :]]
-    timed = next(event for event in reversed(ends) if "seconds" in event)
-    return EventLog(others, columns, last_trained, ends[-1], timed)
+    last_trained: Event = json.loads(_last_line(trained))
+    after = int(is_train[::-1].argmax())
+    ends_of = [last_trained, *others[len(others) - after :]]
+    timed = next(event for event in reversed(ends_of) if "seconds" in event)
+    return EventLog(others, columns, last_trained, ends_of[-1], timed)
 
 
-def _read_columns(lines: Sequence[bytes]) -> TrainColumns | None:
+def _lines(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the start and the end of each complete line, and whether it starts as a train line."""
+    import numpy as np
+
+    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+    starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
+    # One text at each byte; the copy ends with as many bytes as the last of them has.
+    heads = np.ndarray(len(content) + 1, f"S{len(TRAIN)}", content + TRAIN, strides=(1,))
+    return starts, ends, heads[starts] == TRAIN
+
+
+def _last_line(content: bytes) -> bytes:
+    return content[content.rfind(b"\n", 0, -1) + 1 : -1]
+
+
+def _read_columns(content: bytes, count: int) -> TrainColumns | None:
     """Return the columns of train lines; None if a line has another form, or a value that is not valid."""
     import pyarrow as pa
     import pyarrow.json
 
-    content = b"\n".join(lines) + b"\n"
-    if max(map(len, lines)) > LONGEST:
-        return None
-    schema = _schema(lines[0], lines[-1])
+    schema = _schema(content[: content.index(b"\n")], _last_line(content))
     if schema is None:
         return None
     try:
@@ -134,7 +149,7 @@ def _read_columns(lines: Sequence[bytes]) -> TrainColumns | None:
     except (ValueError, pa.ArrowException):
         return None
     # A field without a value may be absent from a line, which is valid, or null, which may not be.
-    if table.num_rows != len(lines) or (_lacks(table) and b"null" in content):
+    if table.num_rows != count or (_lacks(table) and b"null" in content):
         return None
     return _checked(table)
 

@@ -152,7 +152,7 @@ def environment_fault(starts: Any) -> str:
         for name in ("device", "device_name", "data_fingerprint"):
             if not isinstance(start.get(name, ""), str | None):
                 return f"has a start whose {name} is no text"
-        if fault := protocol_fault(start.get("evaluation", {})):
+        if "evaluation" in start and (fault := protocol_fault(start["evaluation"])):
             return f"has a start whose evaluation {fault}"
     return ""
 

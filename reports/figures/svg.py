@@ -133,9 +133,11 @@ def _tag(tag: str, name: str) -> str:
     """Return a tag with the page's colours and fonts. Unused ids are dropped, the others prefixed."""
     # A hundredth of a point is finer than any screen or printer.
     tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)
-    tag = re.sub(r'd="([^"C]{200,})"', lambda line: f'd="{_line(line[1])}"', tag)
-    tag = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", tag)
-    tag = re.sub(r'id="([mp][0-9a-f]{10})"', rf'id="{name}-\1"', tag)
+    if len(tag) > 200:
+        tag = re.sub(r'd="([^"C]{200,})"', lambda line: f'd="{_line(line[1])}"', tag)
+    if ' id="' in tag:
+        tag = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", tag)
+        tag = re.sub(r'id="([mp][0-9a-f]{10})"', rf'id="{name}-\1"', tag)
     tag = (
         tag.replace("xlink:href", "href")
         .replace('href="#', f'href="#{name}-')

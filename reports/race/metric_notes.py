@@ -33,7 +33,8 @@ def _failures(race: Race) -> list[str]:
     failed: Counter[str] = Counter()
     for run in race.runs:
         for event in run.record.of("eval"):
-            failed.update(f"{name} ({reason})" for name, reason in event.get("errors", {}).items())
+            if "errors" in event:
+                failed.update(f"{name} ({reason})" for name, reason in event["errors"].items())
     return [f"Could not be computed at {_times(count)}: {what}." for what, count in sorted(failed.items())]
 
 

@@ -147,7 +147,7 @@ def test_rollout_benchmark_plays_the_same_episodes_on_both_sides(tmp_path: Path)
 
 @pytest.mark.slow
 def test_big_studies_benchmark_measures_every_command(tmp_path: Path) -> None:
-    found, _ = ran(tmp_path, "big_studies", "--runs", "4", "6", "--folders", "2")
+    found, _ = ran(tmp_path, "big_studies", "--runs", "4", "6", "--folders", "2", "--evaluations")
     assert set(found["after"]) == {"4", "6", "status"}
     used = [row for rows in found["after"].values() for row in rows.values()]
     assert len(used) == 5 and all(row["cpu seconds"] > 0 and row["peak MB"] > 20 for row in used)
