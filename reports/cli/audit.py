@@ -56,21 +56,31 @@ def claim(
     Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images,
     flops, seconds, gpu_seconds, protocol), logs of W&B, TensorBoard and others (flowrace logs convert shows
     how they are understood), or an MLflow store (sqlite:///mlflow.db, a folder mlruns, or http on this
-    machine; #NAME for one experiment). Several claims form one family: their verdicts are shown raw and
+    machine; #NAME for one experiment). Claims about success ([[success]]) are judged on run directories, at
+    each start of their last evaluation. Several claims form one family: their verdicts are shown raw and
     adjusted (Holm). The exit code is 0 for any verdict.
     """
+    from reports.audit.inputs.success_claim import has_speedup_claims, read_success_claims
     from reports.audit.judge_files import judge_claims
+    from reports.audit.success import judge_success
     from reports.cli.audit_card import audit_json, print_cards
+    from reports.cli.success_card import success_json, success_lines
     from reports.logs.log_map import read_map
 
     claims, sources = _split(words)
     rules = read_map(map_file, patterns)
-    found = judge_claims(claims, sources, file, _progress, protocol=protocol, rules=rules)
+    raced = [one for one in claims if has_speedup_claims(one)]
+    found = judge_claims(raced, sources, file, _progress, protocol=protocol, rules=rules) if raced else []
+    on_success = [claim for one in claims for claim in read_success_claims(one)]
+    succeeded = judge_success(on_success, [Path(source) for source in sources]) if on_success else []
     if as_json:
-        rows = [audit_json(one) for one in found]
+        rows = [*map(audit_json, found), *map(success_json, succeeded)]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))
-    else:
+        return
+    if found:
         print_cards(found)
+    for one in succeeded:
+        click.echo("\n".join(success_lines(one)))
 
 
 @audit.command(epilog="Example: flowrace audit register claim.toml")

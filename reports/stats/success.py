@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import bdtr
+from scipy.special import bdtr, stdtr
 
 from metrics.intervals import Z, student, wilson
 from reports.stats.t_interval import CONFIDENCE, t_interval
@@ -70,6 +70,15 @@ class Levels(NamedTuple):
     """Standard deviation over training seeds, on infinitely many starts; None for one seed or start."""
     start_sd: float | None
     """Standard deviation over starts, for infinitely many training seeds; None for one seed or start."""
+    error: float | None = None
+    """Standard error of a difference; None if the results do not vary."""
+    degrees: float = 1.0
+
+    def p_of(self, difference: float) -> float:
+        """Return the two-sided p value of a true difference; 1 if the error is unknown."""
+        if not self.error:
+            return 1.0
+        return float(2 * stdtr(self.degrees, -abs(self.mean - difference) / self.error))
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Pairs:
@@ -142,17 +151,30 @@ def success_levels(successes: np.ndarray) -> Levels:
 def difference_levels(first: np.ndarray, second: np.ndarray) -> Levels:
     """Return the mean difference of two arms, bool (seeds, starts) each, whose seeds are paired."""
     difference = first.astype(np.float64) - second
-    seeds, starts = difference.shape
-    mean, spread = float(difference.mean()), _spread(difference)
+    found = levels_of(difference)
+    if found.seed_sd is None or found.error is not None:
+        low, high = (None if end is None else min(max(end, -1.0), 1.0) for end in (found.low, found.high))
+        return found._replace(low=low, high=high)
+    # As for one arm: the starts of one training seed are then the only independent pairs.
+    row = max(difference, key=lambda row: np.abs(row).sum())
+    low, high = score_interval(int((row > 0).sum()), int((row < 0).sum()), found.starts)
+    return found._replace(low=low, high=high)
+
+
+def levels_of(values: np.ndarray) -> Levels:
+    """Return the mean of numbers (seeds, starts) with an interval over both levels.
+
+    There is none for a single seed or start, and if the numbers vary over neither.
+    """
+    seeds, starts = values.shape
+    mean, spread = float(values.mean()), _spread(values)
     if spread is None:
         return Levels(seeds, starts, mean, None, None, None, None)
-    if spread.variance > 0:
-        low, high = t_interval(mean, math.sqrt(spread.variance), spread.degrees)
-    else:
-        # As for one arm: the starts of one training seed are then the only independent pairs.
-        row = max(difference, key=lambda row: np.abs(row).sum())
-        low, high = score_interval(int((row > 0).sum()), int((row < 0).sum()), starts)
-    return Levels(seeds, starts, mean, max(low, -1.0), min(high, 1.0), spread.seed_sd, spread.start_sd)
+    sds = spread.seed_sd, spread.start_sd
+    if not spread.variance:
+        return Levels(seeds, starts, mean, None, None, *sds)
+    error = math.sqrt(spread.variance)
+    return Levels(seeds, starts, mean, *t_interval(mean, error, spread.degrees), *sds, error, spread.degrees)
 
 
 class _Spread(NamedTuple):

@@ -50,8 +50,9 @@ from harness.records.targets import step_of_baseline
 from reports.stats.sequential import FIRST_LOOK, anytime_critical, boundaries
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
-TABLES = ("claim", "tuning", "study")
-"""Tables of a file of claims; `study` is that of a race (sweeps/race/race_file.py)."""
+TABLES = ("claim", "tuning", "study", "success")
+"""Tables of a file of claims; `study` is that of a race (sweeps/race/race_file.py), and `success` those of
+success_claim.py."""
 MOST_PAIRS = 200
 """The largest number of planned pairs, whose boundaries are computed in seconds."""
 UNUSED = {"group": ("g",), "anytime": ("looks", "spending")}
@@ -271,7 +272,7 @@ def read_claims(file: Path) -> list[Claim]:
     rows = [row for row in (claims if isinstance(claims, list) else [claims]) if isinstance(row, Mapping)]
     if not claims or len(rows) < (len(claims) if isinstance(claims, list) else 1):
         raise UserError(f"{file} contains no claim: expected a table [claim], or several [[claim]]")
-    found = [_validated(Claim, row, f"{file}: claim") for row in rows]
+    found = [validated(Claim, row, f"{file}: claim") for row in rows]
     names = [claim.name for claim in found]
     if len(set(names)) < len(names):
         raise UserError(f"{file}: two claims have the same name; give each its own ({', '.join(names)})")
@@ -285,11 +286,11 @@ def read_tuning(tables: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, T
         tuning = table.get("tuning", {})
         if not isinstance(tuning, Mapping) or not all(isinstance(row, Mapping) for row in tuning.values()):
             raise UserError(f"{file}: tuning must be given by method, for example [tuning.repa] trials = 20")
-        found |= {name: _validated(Tuning, row, f"{file}: tuning.{name}") for name, row in tuning.items()}
+        found |= {name: validated(Tuning, row, f"{file}: tuning.{name}") for name, row in tuning.items()}
     return found
 
 
-def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> Any:
+def validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> Any:
     """Validate as JSON: integers are accepted as floats and lists as tuples; nothing else is coerced."""
     try:
         return model.model_validate_json(json.dumps(row, default=str))

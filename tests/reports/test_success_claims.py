@@ -1,0 +1,155 @@
+"""Claims about success: verdicts from the result at each start of the last evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from scipy import stats
+
+from harness.config.tables import set_path
+from harness.records.record_writer import RecordWriter
+from reports.audit.inputs.success_claim import read_success_claims
+from reports.audit.success import judge_success
+from reports.race.arms import labels_of, trajectory_fields
+from reports.stats.success import difference_levels, levels_of, paired
+from sweeps.plan.plan import make_plan
+from sweeps.plan.study import load_study
+from tests.reports.synthetic import ENVIRONMENT
+from tests.support.commands import flowrace
+
+EXAMPLE = Path(__file__).parents[2] / "reports/claims/examples/open-and-place.toml"
+METRIC, STARTS = "success@open-and-place", 40
+CLAIM = {"name": "more", "candidate": "flow (start.arm = flow)", "baseline": "flow", "metric": METRIC}
+
+
+def texts(shares: Sequence[float], seed: int = 0) -> list[str]:
+    """Return results at the starts, a text for each training seed."""
+    drawn = np.random.default_rng(seed).random((len(shares), STARTS))
+    return ["".join("01"[int(x < share)] for x in row) for share, row in zip(shares, drawn, strict=True)]
+
+
+def write(folder: Path, arm: str, results: Sequence[str], opened: Sequence[str] | None = None) -> None:
+    """Write the runs of an arm, whose last evaluation is worse than the one before."""
+    for seed, last in enumerate(results):
+        spec: dict[str, object] = {"seed": seed, "method": {"name": "flow"}, "train": {"batch_size": 8}}
+        set_path(spec, "start.arm", arm)
+        with RecordWriter(folder / f"{arm or 'scratch'}{seed}") as record:
+            record.write_spec(tomli_w.dumps(spec))
+            record.begin(ENVIRONMENT, after_step=0)
+            for step, text in ((10, "1" * STARTS), (20, last)):
+                rows = {METRIC: text, f"{METRIC}/opened": (opened or results)[seed]}
+                metrics = {
+                    name: {"mean": one.count("1") / STARTS, "low": 0.0, "high": 1.0, "n": STARTS}
+                    | {"successes": one}
+                    for name, one in rows.items()
+                }
+                spent = {"images": 8 * step, "flops": step, "seconds": {"student": 1.0 * step}}
+                record.append({"kind": "train", "step": step, "loss": 1.0, **spent})
+                record.append({"kind": "eval", "step": step, "metrics": metrics, "protocol": "ab", **spent})
+            record.finish({"images": 160})
+
+
+def audited(folder: Path, *rows: dict[str, object]) -> list:
+    file = folder / "claims.toml"
+    file.write_text(tomli_w.dumps({"success": list(rows)}))
+    return judge_success(read_success_claims(file), [folder])
+
+
+def bits(results: Sequence[str]) -> np.ndarray:
+    return np.array([[one == "1" for one in text] for text in results])
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict"),
+    [((0.9, 0.8, 0.9), (0.1, 0.2, 0.1), "supported"), ((0.1, 0.1, 0.2), (0.9, 0.9, 0.8), "refuted"),
+     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "inconclusive")],
+)  # fmt: skip
+def test_verdict_is_that_of_the_interval_over_seeds_and_starts(
+    tmp_path: Path, better: tuple[float, ...], worse: tuple[float, ...], verdict: str
+) -> None:
+    first, second = texts(better), texts(worse, seed=1)
+    write(tmp_path, "flow", first)
+    write(tmp_path, "", second)
+    (found,) = audited(tmp_path, CLAIM)
+    assert found.verdict == verdict and found.adjusted is None
+    assert found.difference == difference_levels(bits(first), bits(second))
+    assert found.pairs == {s: paired(bits(first)[s], bits(second)[s]) for s in range(3)}
+
+
+def test_gap_beyond_a_stage_is_a_difference_of_differences(tmp_path: Path) -> None:
+    first, second, opened = texts((0.8, 0.9, 0.8)), texts((0.1, 0.2, 0.1), 1), texts((0.9, 0.9, 0.9), 2)
+    write(tmp_path, "flow", first, opened)
+    write(tmp_path, "", second, opened)
+    (found,) = audited(tmp_path, {**CLAIM, "beyond": f"{METRIC}/opened"})
+    # Both arms open the drawer at the same starts, so the difference stays.
+    assert found.difference == levels_of(bits(first).astype(float) - bits(second))
+    write(tmp_path / "same", "flow", first)
+    write(tmp_path / "same", "", second)
+    (found,) = audited(tmp_path / "same", {**CLAIM, "beyond": f"{METRIC}/opened"})
+    assert found.difference.mean == 0 and found.verdict == "inconclusive"
+
+
+def test_family_is_adjusted_and_p_is_that_of_students_t(tmp_path: Path) -> None:
+    write(tmp_path, "flow", texts((0.7, 0.6, 0.8)))
+    write(tmp_path, "", texts((0.4, 0.4, 0.3), 1))
+    harder = {**CLAIM, "name": "much more", "difference": 0.3}
+    plain, much = audited(tmp_path, CLAIM, harder)
+    levels = plain.difference
+    p = 2 * stats.t.sf(abs(levels.mean) / levels.error, levels.degrees)
+    assert levels.p_of(0.0) == pytest.approx(p)
+    assert levels.low == pytest.approx(levels.mean - stats.t.ppf(0.975, levels.degrees) * levels.error)
+    assert plain.adjusted_p == pytest.approx(min(1, 2 * p)) and much.adjusted == "inconclusive"
+
+
+def test_too_few_training_seeds_decide_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "flow", texts((0.9, 0.9)))
+    write(tmp_path, "", texts((0.1, 0.1, 0.1), 1))
+    (found,) = audited(tmp_path, CLAIM)
+    assert found.verdict == "inconclusive" and "2 finished training seeds" in found.reason
+
+
+def test_command_prints_claims_about_success(tmp_path: Path) -> None:
+    write(tmp_path, "flow", texts((0.9, 0.8, 0.9)))
+    write(tmp_path, "", texts((0.1, 0.2, 0.1), 1))
+    (tmp_path / "claims.toml").write_text(tomli_w.dumps({"success": [CLAIM]}))
+    shown = flowrace("audit", tmp_path / "claims.toml", tmp_path)
+    assert shown.exit_code == 0 and "SUPPORTED  the interval +" in shown.output
+    assert shown.output.count("p = ") == 3 and "3 training seeds x 40 starts" in shown.output
+    row = json.loads(flowrace("audit", tmp_path / "claims.toml", tmp_path, "--json").output)
+    assert row["verdict"] == "supported" and row["difference"]["low"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"metric": "fd:local"}, "expected success@TASK"),
+        ({"baseline": "flow (start.arm = flow)"}, "candidate and baseline are both"),
+        ({"beyond": METRIC}, "two different successes"),
+        ({"diference": 0.1}, "Did you mean 'difference'"),
+        ({"baseline": "repa"}, "unknown arm of the claim 'repa'"),
+        ({"metric": "success@pusht"}, "has no success@pusht at its last evaluation"),
+    ],
+)
+def test_claim_that_cannot_be_judged_is_rejected(
+    tmp_path: Path, changed: dict[str, object], expected: str
+) -> None:
+    write(tmp_path, "flow", texts((0.9, 0.8, 0.9)))
+    write(tmp_path, "", texts((0.1, 0.2, 0.1), 1))
+    (tmp_path / "claims.toml").write_text(tomli_w.dumps({"success": [CLAIM | changed]}))
+    refused = flowrace("audit", tmp_path / "claims.toml", tmp_path)
+    assert refused.exit_code == 2 or refused.exception is not None
+    assert expected in refused.output + str(refused.exception)
+
+
+def test_claims_of_the_example_are_about_arms_of_its_study() -> None:
+    runs = make_plan(load_study("open-and-place")).runs
+    fields = [trajectory_fields(run.spec.model_dump(mode="json")) for run in runs]
+    labels = set(labels_of({json.dumps(one, sort_keys=True): one for one in fields}).values())
+    assert len(runs) == 3 * len(labels) == 42
+    for claim in read_success_claims(EXAMPLE):
+        assert {claim.candidate, claim.baseline} <= labels
