@@ -18,9 +18,14 @@ TOO_DEEP = f"it nests more than {DEEPEST} levels"
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text. Raises `ValueError`, with the reason, for any other text."""
     value = _parsed(partial(json.loads, text))
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    # Most files have too few brackets to be nested too deeply, and need no walk.
-    return value if sum(map(text.count, brackets)) < DEEPEST else checked_depth(value)
+    # Most files have too few tables and lists to be nested too deeply, and need no walk.
+    return value if _brackets(text) < DEEPEST else checked_depth(value)
+
+
+def _brackets(text: str | bytes) -> int:
+    if isinstance(text, bytes):
+        return text.count(b"[") + text.count(b"{")
+    return text.count("[") + text.count("{")
 
 
 # Any: the type that numbers with a decimal point get.

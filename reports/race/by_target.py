@@ -85,5 +85,5 @@ def _gains(race: Race, axis: str, crossings: Crossings, targets: int) -> dict[st
 
 
 def _times(axis: str, run: RaceRun, crossings: Sequence[Crossing]) -> list[Time]:
-    values = run.costs.at_each(axis, [one.step for one in crossings]).tolist()
+    values = run.costs.at_each(axis, np.array([one.step for one in crossings])).tolist()
     return [Time(value, one.censored) for value, one in zip(values, crossings, strict=True)]

@@ -59,9 +59,9 @@ class Costs:
 
     def at(self, axis: str, step: float) -> float:
         """Return the total at a step, linear between the record's lines and constant after the last."""
-        return float(self.at_each(axis, step))
+        return float(np.interp(step, self.steps, self.totals[axis]))
 
-    def at_each(self, axis: str, steps: float | Sequence[float] | np.ndarray) -> np.ndarray:
+    def at_each(self, axis: str, steps: np.ndarray) -> np.ndarray:
         """Return the totals at steps."""
         return np.interp(steps, self.steps, self.totals[axis])
 
