@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from harness.evaluation.result import Result
     from harness.evaluation.samples.score import Scores
     from harness.records.record import Record
+    from harness.rollouts.rollout import RolledOut
     from harness.train.journal import Progress
     from metrics.value import Value
+    from reports.analysis.success import Comparison
     from reports.audit.audit import Audit
     from reports.pages.page import WrittenReport
     from reports.race.race import Race
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate_run",
     "evaluation_table",
     "find_runs",
+    "finetune",
     "fit_curve",
     "gradient_table",
     "judge_claims",
@@ -58,10 +61,12 @@ __all__ = [
     "measure",
     "plan_study",
     "read_race",
+    "rollout",
     "run_table",
     "score_samples",
     "speedup",
     "speedup_table",
+    "success",
     "train",
     "training_table",
     "write_report",
@@ -365,6 +370,93 @@ def train(spec: RunSpec, out: Location = "runs", progress: Progress | None = Non
     from harness.train.progress import Quiet
 
     return Record(train(pinned(spec), Path(out), progress or Quiet()))
+
+
+def finetune(
+    source: Location,
+    task: str,
+    demos: Location,
+    out: Location = "runs",
+    *,
+    step: int | None = None,
+    from_scratch: bool = False,
+    frozen: bool = False,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Record:
+    """Fine-tune a run into a policy on demonstrations of a task, into `out/<run id>`; resume it likewise.
+
+    `from_scratch` begins with initial weights, and then `source` may be a preset. `frozen` trains the layers
+    of state and actions alone. The command is `flowrace finetune`. Raise `UserError` for a run without
+    weights, and for settings that contradict each other.
+
+    >>> small = ["train.steps=1", "backbone.size=1x16x1", "backbone.patch=16", "data.frames=1"]
+    >>> small += ["eval.samples=2", "eval.sampler_steps=1", "runtime.threads=1", "data.held_out=0.5"]
+    >>> policy = flowrace.finetune(
+    ...     "demos", "open-and-place", "demos", from_scratch=True, overrides=small
+    ... )
+    run ...
+    >>> policy.status, policy.spec["data"]["task"]
+    ('done', 'open-and-place')
+    """
+    from harness.policy.finetune import finetune_spec
+
+    spec = finetune_spec(
+        str(source),
+        Path(demos),
+        task,
+        step=step,
+        from_scratch=from_scratch,
+        frozen=frozen,
+        overrides=overrides,
+    )
+    return train(spec, out, progress)
+
+
+def rollout(
+    policy: Location,
+    task: str,
+    n: int = 50,
+    *,
+    out: Location | None = None,
+    step: int | None = None,
+    batch: int = 50,
+    device: str | None = None,
+) -> RolledOut:
+    """Let a policy act in a task at its first n starts; resume an interrupted rollout.
+
+    `policy` is a fine-tuned run, or `expert`, `random` or `replay:DEMOS`. The result has the `folder` of the
+    record, and `results` (success, stages, largest reward) with intervals (95 %) and n. The command is
+    `flowrace rollout`. Raise `UserError` for an unknown task, and for a policy of another one.
+
+    >>> found = flowrace.rollout("expert", "open-and-place", n=4)
+    >>> found.results.success.mean, found.results.success.n, list(found.results.stages)
+    (1.0, 4, ['opened', 'placed', 'both'])
+    """
+    from harness.rollouts.named import named_rollout
+
+    place = None if out is None else Path(out)
+    return named_rollout(str(policy), task, n, place, step=step, batch=batch, device=device)
+
+
+def success(
+    first: Sequence[Location], second: Sequence[Location], task: str | None = None
+) -> list[Comparison]:
+    """Compare the recorded success of two arms start by start: in all stages, then in each.
+
+    An arm is runs or folders of rollouts, one for each training seed. Each result has the `difference` with
+    its interval, the exact McNemar test of each pair of networks (`pairs`) and a `direction`. The command is
+    `flowrace success`. Raise `UserError` for arms without a common start or training seed.
+
+    >>> expert, idle = (flowrace.rollout(name, "open-and-place", n=8) for name in ("expert", "random"))
+    >>> found = flowrace.success([expert.folder], [idle.folder])[0]
+    >>> found.name, found.difference.mean, found.pairs[0].p, found.direction
+    ('success', 1.0, 0.0078125, 'more')
+    """
+    from reports.analysis.success import compare, read_arm
+
+    arms = [read_arm([Path(folder) for folder in arm], task) for arm in (first, second)]
+    return compare(*arms)
 
 
 def load_model(run: Location, step: int | None = None) -> Backbone:

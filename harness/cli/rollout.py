@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,10 @@ from harness.config.options import JSON_OPTION, STEP_OPTION
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.environments.base import Environments, Task
+    from harness.environments.base import Environments
     from harness.records.rollouts import Rollout
     from harness.rollouts.rollout import Acting
 
-POLICY = "harness.policy.policy"
-"""Module of the policies of runs, which imports torch."""
 EPILOG = """\b
 Example:
   flowrace rollout runs/policy/0123456789ab --task open-and-place -n 50
@@ -89,7 +86,8 @@ def rollout(
     """
     from harness.environments.base import open_task
     from harness.files.progress import progress_bar
-    from harness.rollouts.rollout import conditions_of, roll_out
+    from harness.rollouts.named import acting_of
+    from harness.rollouts.rollout import folder_name, roll_out
 
     for file, suffix, option in ((strip, ".png", "--strip"), (film, ".mp4", "--film")):
         _check_picture(file, suffix, option)
@@ -98,9 +96,8 @@ def rollout(
         from harness.rollouts.pictures import check_frames
 
         check_frames(environments.task)
-    acting, usual = _acting(policy, environments.task, step, batch, device)
-    key = conditions_of(environments.task, acting, batch).key
-    folder = (out or usual) / f"{name.replace(':', '-')}-{key}"
+    acting, usual = acting_of(policy, environments.task, step, batch, device)
+    folder = (out or usual) / folder_name(environments.task, acting, batch)
     with progress_bar(count, "episodes", hidden=as_json) as advance:
         found = roll_out(environments, acting, count, folder, batch, advance)
     _draw(environments, acting, strip, film, min(shown, count), batch)
@@ -110,45 +107,6 @@ def rollout(
 def _check_picture(file: Path | None, suffix: str, option: str) -> None:
     if file is not None and (file.suffix != suffix or not file.parent.is_dir()):
         raise UserError(f"{option} {file}: give a file that ends in {suffix}, in an existing folder")
-
-
-def _acting(policy: str, task: Task, step: int | None, batch: int, device: str | None) -> tuple[Acting, Path]:
-    """Return what acts, and the usual folder of its records."""
-    from harness.rollouts.rollout import expert_acting, random_acting, replay_acting
-
-    if policy in ("expert", "random") or policy.startswith("replay:"):
-        for option, value, of in (("--step", step, "a checkpoint"), ("--device", device, "the device")):
-            if value is not None:
-                raise UserError(
-                    f"{option} {value} chooses {of} of a run, and '{policy}' is none; leave it out"
-                )
-    if policy == "expert":
-        return expert_acting(task), Path("rollouts")
-    if policy == "random":
-        return random_acting(task), Path("rollouts")
-    if policy.startswith("replay:"):
-        return replay_acting(task, Path(policy.removeprefix("replay:"))), Path("rollouts")
-    return _run_acting(Path(policy), task, step, batch, device), Path(policy) / "rollouts"
-
-
-def _run_acting(run: Path, task: Task, step: int | None, batch: int, device: str | None) -> Acting:
-    """Return the policy of a run, named by run, step and EMA weights."""
-    if not run.is_dir():
-        raise UserError(f"'{run}' is no run directory; give RUN, expert, random or replay:DEMOS")
-    from harness.records import checkpoint
-    from harness.records.checkpoint_files import step_of
-    from harness.rollouts.rollout import policy_acting
-    from harness.runtime.environment import prepare
-    from harness.train.state import start_digest
-    from harness.train.trained_run import checkpoint_of_run, spec_of_run
-
-    prepare(spec_of_run(run, ()).runtime.threads)
-    # Resolved once, because a run that is still training may write another checkpoint meanwhile.
-    file = checkpoint_of_run(run, step)
-    policy = importlib.import_module(POLICY).load_policy(run, step_of(file), device)
-    weights = start_digest(checkpoint.load(file).part("ema"))
-    name = f"{run.resolve().name}/{file.stem}/{weights[:16]}"
-    return policy_acting(policy, name, task, batch)
 
 
 def _draw(

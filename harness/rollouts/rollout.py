@@ -82,6 +82,11 @@ def conditions_of(task: Task, acting: Acting, batch: int) -> Conditions:
     )
 
 
+def folder_name(task: Task, acting: Acting, batch: int) -> str:
+    """Return the name of the folder of a rollout's record: the task, and a hash of its conditions."""
+    return f"{task.name.replace(':', '-')}-{conditions_of(task, acting, batch).key}"
+
+
 def roll_out(
     environments: Environments,
     acting: Acting,
@@ -115,6 +120,15 @@ class Results:
     success: Value
     stages: dict[str, Value]
     largest_reward: Value
+
+
+@dataclass(frozen=True)
+class RolledOut:
+    """A rollout with the folder of its record."""
+
+    folder: Path
+    rollout: Rollout
+    results: Results
 
 
 def results_of(rollout: Rollout) -> Results:

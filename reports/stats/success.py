@@ -164,7 +164,7 @@ def difference_levels(first: np.ndarray, second: np.ndarray) -> Levels:
 def levels_of(values: np.ndarray) -> Levels:
     """Return the mean of numbers (seeds, starts) with an interval over both levels.
 
-    There is none for a single seed or start, and if the numbers vary over neither.
+    A single seed or start, and numbers that vary over neither, have no interval.
     """
     seeds, starts = values.shape
     mean, spread = float(values.mean()), _spread(values)

@@ -18,6 +18,8 @@ from click.testing import CliRunner
 
 import flowrace
 from harness.cli.main import cli
+from harness.environments.base import open_task
+from harness.environments.demonstrations import write_demonstrations
 from harness.errors import UserError
 from harness.records.record import Record
 from harness.train.progress import Quiet
@@ -38,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("notebook")
     shutil.copytree(LAST / "studies" / "last", folder / "runs" / "last")
     shutil.copy(LAST / "made_with" / "claim.toml", folder)
+    write_demonstrations(open_task("open-and-place"), 4, folder / "demos")
     flowrace.train(flowrace.load_spec("digits", SMALL), folder / "runs" / "mine", Quiet())
     return folder
 

@@ -14,7 +14,7 @@ from scipy import stats
 from harness.config.tables import set_path
 from harness.records.record_writer import RecordWriter
 from reports.audit.inputs.success_claim import read_success_claims
-from reports.audit.success import judge_success
+from reports.audit.success import SuccessAudit, judge_success
 from reports.race.arms import labels_of, trajectory_fields
 from reports.stats.success import difference_levels, levels_of, paired
 from sweeps.plan.plan import make_plan
@@ -24,7 +24,12 @@ from tests.support.commands import flowrace
 
 EXAMPLE = Path(__file__).parents[2] / "reports/claims/examples/open-and-place.toml"
 METRIC, STARTS = "success@open-and-place", 40
-CLAIM = {"name": "more", "candidate": "flow (start.arm = flow)", "baseline": "flow", "metric": METRIC}
+CLAIM: dict[str, object] = {
+    "name": "more",
+    "candidate": "flow (start.arm = flow)",
+    "baseline": "flow",
+    "metric": METRIC,
+}
 
 
 def texts(shares: Sequence[float], seed: int = 0) -> list[str]:
@@ -54,7 +59,7 @@ def write(folder: Path, arm: str, results: Sequence[str], opened: Sequence[str] 
             record.finish({"images": 160})
 
 
-def audited(folder: Path, *rows: dict[str, object]) -> list:
+def audited(folder: Path, *rows: dict[str, object]) -> list[SuccessAudit]:
     file = folder / "claims.toml"
     file.write_text(tomli_w.dumps({"success": list(rows)}))
     return judge_success(read_success_claims(file), [folder])
@@ -91,7 +96,7 @@ def test_gap_beyond_a_stage_is_a_difference_of_differences(tmp_path: Path) -> No
     write(tmp_path / "same", "flow", first)
     write(tmp_path / "same", "", second)
     (found,) = audited(tmp_path / "same", {**CLAIM, "beyond": f"{METRIC}/opened"})
-    assert found.difference.mean == 0 and found.verdict == "inconclusive"
+    assert found.difference is not None and found.difference.mean == 0 and found.verdict == "inconclusive"
 
 
 def test_family_is_adjusted_and_p_is_that_of_students_t(tmp_path: Path) -> None:
@@ -100,6 +105,7 @@ def test_family_is_adjusted_and_p_is_that_of_students_t(tmp_path: Path) -> None:
     harder = {**CLAIM, "name": "much more", "difference": 0.3}
     plain, much = audited(tmp_path, CLAIM, harder)
     levels = plain.difference
+    assert levels is not None and levels.error is not None and levels.low is not None
     p = 2 * stats.t.sf(abs(levels.mean) / levels.error, levels.degrees)
     assert levels.p_of(0.0) == pytest.approx(p)
     assert levels.low == pytest.approx(levels.mean - stats.t.ppf(0.975, levels.degrees) * levels.error)

@@ -16,7 +16,6 @@ from harness.assembly.frozen import is_of_further_parts
 from harness.assembly.resolve import load_spec, resolve
 from harness.backbone.initialize import initialize
 from harness.backbone.kinds import network_of
-from harness.cli.rollout import _run_acting
 from harness.config.tables import merge
 from harness.costs.flops import count_spec
 from harness.costs.memory import footprint
@@ -28,6 +27,7 @@ from harness.policy.finetune import finetune_spec
 from harness.policy.policy import NetworkPolicy, load_policy
 from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record
+from harness.rollouts.named import run_acting
 from harness.runtime.random_streams import Streams
 from harness.train.state import shared_weights, start_digest
 from harness.train.trained_run import checkpoint_of_run, drawing_of_run
@@ -257,15 +257,15 @@ def test_identity_of_a_policy_is_that_of_its_weights(tuned: Record, tmp_path: Pa
     task = open_task("open-and-place:open").task
     moved = tmp_path / tuned.path.name
     shutil.copytree(tuned.path, moved)
-    whole = _run_acting(moved, task, None, 2, None)
+    whole = run_acting(moved, task, None, 2, None)
     file = checkpoint_of_run(moved, None)
     loaded = checkpoint.load(file)
     ema_only = {f"ema.{name}": tensor for name, tensor in loaded.part("ema").items()}
     checkpoint.save(file, ema_only, loaded.meta)
-    alone = _run_acting(moved, task, None, 2, None)
+    alone = run_acting(moved, task, None, 2, None)
     assert alone.name == whole.name
     assert whole.name == f"{moved.name}/{file.stem}/{start_digest(ema(tuned))[:16]}"
-    assert _run_acting(moved, task, 1, 2, None).name != whole.name
+    assert run_acting(moved, task, 1, 2, None).name != whole.name
 
 
 def test_policy_acts_on_the_device_of_its_run(tuned: Record, monkeypatch: pytest.MonkeyPatch) -> None:
