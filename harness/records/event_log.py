@@ -121,7 +121,7 @@ def _lines(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
     starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
-    # One text at each byte; the copy ends with as many bytes as the last of them has.
+    # A text at each byte. The bytes added to the content complete the last of them.
     heads = np.ndarray(len(content) + 1, f"S{len(TRAIN)}", content + TRAIN, strides=(1,))
     return starts, ends, heads[starts] == TRAIN
 
