@@ -20,6 +20,7 @@ from reports.analysis.scaling import Scaling, encoder_scaling, model_scaling
 from reports.audit.audit import Audit
 from reports.audit.inputs.log_runs import read_log_records
 from reports.audit.judge_files import judge_claims
+from reports.audit.success import SuccessAudit, judge_success
 from reports.logs.log_map import LogMap
 from reports.race.across import Across, across_of, sentence_across
 from reports.race.by_attribute import AttributeRace, by_attribute
@@ -39,7 +40,9 @@ class RaceReport:
 
     race: Race
     claims: tuple[Audit, ...] = ()
-    """The audited claims, in the order given."""
+    """The audited claims of speed-ups, in the order given."""
+    success_claims: tuple[SuccessAudit, ...] = ()
+    """The audited claims about success, in the order given."""
 
     @cached_property
     def goal(self) -> str | None:
@@ -196,4 +199,5 @@ def read_report(
     race = replace(race, name=name, notes=(*race.notes, *notes))
     labels, protocol = asked.get("labels"), asked.get("protocol")
     found = judge_claims(claims, sources, labels=labels, protocol=protocol, rules=rules)
-    return RaceReport(race, tuple(found))
+    succeeded = judge_success(claims, [Path(source) for source in sources])
+    return RaceReport(race, tuple(found), tuple(succeeded))

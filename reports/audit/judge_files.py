@@ -20,6 +20,7 @@ from reports.audit.inputs.claim import (
 )
 from reports.audit.inputs.read import read_logs
 from reports.audit.inputs.run_log import AuditRuns, Progress
+from reports.audit.inputs.success_claim import has_speedup_claims
 from reports.audit.look_log import checked_with_log
 from reports.audit.looks import adjust_looks, audit_sequential, first_pairs
 from reports.audit.register import NAME, RegisterEntry, read_register, registered_as, standing
@@ -37,8 +38,9 @@ def judge_claims(
     rules: LogMap | None = None,
     most_pairs: int | None = None,
 ) -> list[Audit]:
-    """Judge the claims of these files on the runs of these sources (see `read_arms`), as one family.
+    """Judge the claimed speed-ups of these files on the runs of these sources (`read_arms`), as one family.
 
+    Files with claims about success alone are left out (success.py).
     Without `register` the register next to each claim is used. `labels` are shown names in addition to those
     of the study. `protocol` chooses the conditions of evaluations, for example `guidance=1.5`, and `rules`
     the way to read logs. `most_pairs` is the last look of sequential claims to take. Raises `UserError` for a
@@ -47,7 +49,7 @@ def judge_claims(
     tuning = read_tuning(_tables(claims, sources))
     names = dict(read_study([Path(source) for source in sources]).labels) | dict(labels or {})
     found, read, about = [], [], []
-    for file in claims:
+    for file in filter(has_speedup_claims, claims):
         entries = read_register(register or file.with_name(NAME))
         for claim in (_registered(claim, entries) for claim in read_claims(file)):
             logs = read_logs(sources, claim, progress, protocol, rules)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from harness.files.hash_chain import Row, open_chain, read_chain
 from reports.audit.inputs.claim import Claim, claim_hash, raised_from
-from reports.audit.inputs.run_log import AuditRun
+from reports.audit.inputs.success_claim import SuccessClaim
 
 NAME = "register.jsonl"
 Standing = Literal[
@@ -26,6 +26,21 @@ Standing = Literal[
     "changed since it was registered",
     "not registered",
 ]
+
+
+AnyClaim = Claim | SuccessClaim
+KINDS: dict[str, type[AnyClaim]] = {"claim": Claim, "success": SuccessClaim}
+"""The key of a claim in its line -> its kind."""
+
+
+class Timed(Protocol):
+    """A run with the times between which it trained, in milliseconds since 1970; None if not recorded."""
+
+    @property
+    def started(self) -> float | None: ...
+
+    @property
+    def ended(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class RegisterEntry:
 
 
 def register_claims(
-    file: Path, claims: Iterable[Claim], now: datetime | None = None
+    file: Path, claims: Iterable[AnyClaim], now: datetime | None = None
 ) -> list[tuple[RegisterEntry, bool]]:
     """Append claims and return their entries, each with whether it is new. A known claim keeps its time.
 
@@ -68,14 +83,15 @@ def read_register(file: Path) -> dict[str, RegisterEntry]:
     return _by_hash(read_chain(file, _is_entry, "a register"))
 
 
-def registered_as(claim: Claim, entries: Mapping[str, RegisterEntry]) -> RegisterEntry | None:
+def registered_as(claim: AnyClaim, entries: Mapping[str, RegisterEntry]) -> RegisterEntry | None:
     """Return the earliest entry of a claim; for an anytime claim whose number of planned pairs was raised,
     that of its first version."""
-    found = [entries[one] for one in (claim_hash(claim), *raised_from(claim)) if one in entries]
+    earlier = raised_from(claim) if isinstance(claim, Claim) else ()
+    found = [entries[one] for one in (claim_hash(claim), *earlier) if one in entries]
     return min(found, key=lambda entry: entry.milliseconds, default=None)
 
 
-def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[AuditRun]) -> Standing:
+def standing(claim: AnyClaim, entries: Mapping[str, RegisterEntry], logs: Iterable[Timed]) -> Standing:
     """Return when a claim was registered, relative to its runs: `post hoc` if a run had finished before."""
     entry = registered_as(claim, entries)
     if entry is None:
@@ -92,14 +108,16 @@ def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[
     return "registered before the runs" if early else "registered during the runs"
 
 
-def _row(claim: Claim, now: datetime) -> Row:
+def _row(claim: AnyClaim, now: datetime) -> Row:
     recorded = {"hash": claim_hash(claim), "name": claim.name, "time": now.isoformat(timespec="milliseconds")}
-    return recorded | {"claim": claim.model_dump(mode="json")}
+    kind = next(key for key, model in KINDS.items() if isinstance(claim, model))
+    return recorded | {kind: claim.model_dump(mode="json")}
 
 
 def _is_entry(row: Row) -> bool:
     """Return whether the claim of a row has its hash and name, and its time can be read."""
-    claim = Claim.model_validate_json(json.dumps(row["claim"]))
+    (kind,) = KINDS.keys() & row.keys()
+    claim = KINDS[kind].model_validate_json(json.dumps(row[kind]))
     named = row["hash"] == claim_hash(claim) and row["name"] == claim.name
     return named and _entry(row).milliseconds > 0
 

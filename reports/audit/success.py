@@ -16,7 +16,9 @@ import numpy as np
 from harness.errors import UserError
 from harness.records.record import Record, find_records
 from reports.audit.decision import Verdict, holm
-from reports.audit.inputs.success_claim import SuccessClaim
+from reports.audit.inputs.read import times_of
+from reports.audit.inputs.success_claim import SuccessClaim, read_success_claims
+from reports.audit.register import NAME, RegisterEntry, Standing, read_register, standing
 from reports.race.arms import RaceArm, arms_of, find_arm
 from reports.race.protocols import protocols_of
 from reports.race.study_folder import split_by_plan
@@ -42,26 +44,49 @@ class SuccessAudit:
     adjusted_p: float | None = None
     adjusted: Verdict | None = None
     """The verdict after Holm's adjustment over the claims of one audit; None for a single claim."""
+    standing: Standing = "not registered"
+    """When the claim was registered, relative to the runs of its arms."""
+
+    @property
+    def p(self) -> float | None:
+        """The two-sided p value of a difference equal to the claimed one; None if it is unknown."""
+        return None if self.difference is None else self.difference.p_of(self.claim.difference)
 
 
-def judge_success(claims: Sequence[SuccessClaim], folders: Sequence[Path]) -> list[SuccessAudit]:
-    """Judge claims about success on the runs in these folders, as one family.
+def judge_success(
+    files: Sequence[Path], folders: Sequence[Path], register: Path | None = None
+) -> list[SuccessAudit]:
+    """Judge the claims about success of these files on the runs in these folders, as one family.
 
-    Raises `UserError` for an arm or a metric that the runs do not have.
+    Without `register` the register next to each file is used. Raises `UserError` for a file or folder that
+    cannot be read, and for an arm or a metric that the runs do not have.
     """
+    claims = [(file, claim) for file in files for claim in read_success_claims(file)]
+    if not claims:
+        return []
+    if other := next((one for one in folders if not one.is_dir()), None):
+        raise UserError(f"claims about success are judged on run directories, and {other} is no folder")
     arms = arms_of(split_by_plan(find_records(*folders), folders)[0])
-    found = [_judged(claim, arms) for claim in claims]
+    entries = {file: read_register(register or file.with_name(NAME)) for file, _ in claims}
+    found = [_judged(claim, arms, entries[file]) for file, claim in claims]
     if len(found) < 2:
         return found
-    adjusted = holm([_p(one) for one in found])
+    adjusted = holm([1.0 if one.p is None else one.p for one in found])
     return [
         replace(one, adjusted_p=p, adjusted=one.verdict if p <= LEVEL else "inconclusive")
         for one, p in zip(found, adjusted, strict=True)
     ]
 
 
-def _judged(claim: SuccessClaim, arms: Sequence[RaceArm]) -> SuccessAudit:
+def _judged(
+    claim: SuccessClaim, arms: Sequence[RaceArm], entries: Mapping[str, RegisterEntry]
+) -> SuccessAudit:
     sides = [find_arm(arms, name, "arm of the claim") for name in (claim.candidate, claim.baseline)]
+    ended = [one for arm in sides for one in arm.runs.values() if one.status in ("done", "failed")]
+    return replace(_compared(claim, sides), standing=standing(claim, entries, map(times_of, ended)))
+
+
+def _compared(claim: SuccessClaim, sides: Sequence[RaceArm]) -> SuccessAudit:
     seeds = tuple(sorted(set.intersection(*(_finished(arm) for arm in sides))))
     if len(seeds) < claim.min_pairs:
         reason = f"the arms share {len(seeds)} finished training seeds, and the claim needs {claim.min_pairs}"
@@ -113,9 +138,3 @@ def _decided(claim: SuccessClaim, difference: Levels) -> tuple[Verdict, str]:
     if high <= claim.difference:
         return "refuted", f"{ends} is not above {claim.difference:g}"
     return "inconclusive", f"{ends} contains {claim.difference:g}"
-
-
-def _p(found: SuccessAudit) -> float:
-    """Return the two-sided p value of a difference equal to the claimed one; 1 if it is unknown."""
-    levels = found.difference
-    return 1.0 if levels is None else levels.p_of(found.claim.difference)

@@ -60,19 +60,16 @@ def claim(
     each start of their last evaluation. Several claims form one family: their verdicts are shown raw and
     adjusted (Holm). The exit code is 0 for any verdict.
     """
-    from reports.audit.inputs.success_claim import has_speedup_claims, read_success_claims
     from reports.audit.judge_files import judge_claims
     from reports.audit.success import judge_success
     from reports.cli.audit_card import audit_json, print_cards
-    from reports.cli.success_card import success_json, success_lines
+    from reports.cli.success_card import success_card, success_json
     from reports.logs.log_map import read_map
 
     claims, sources = _split(words)
     rules = read_map(map_file, patterns)
-    raced = [one for one in claims if has_speedup_claims(one)]
-    found = judge_claims(raced, sources, file, _progress, protocol=protocol, rules=rules) if raced else []
-    on_success = [claim for one in claims for claim in read_success_claims(one)]
-    succeeded = judge_success(on_success, [Path(source) for source in sources]) if on_success else []
+    found = judge_claims(claims, sources, file, _progress, protocol=protocol, rules=rules)
+    succeeded = judge_success(claims, [Path(source) for source in sources], file)
     if as_json:
         rows = [*map(audit_json, found), *map(success_json, succeeded)]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))
@@ -80,7 +77,7 @@ def claim(
     if found:
         print_cards(found)
     for one in succeeded:
-        click.echo("\n".join(success_lines(one)))
+        click.echo(success_card(one))
 
 
 @audit.command(epilog="Example: flowrace audit register claim.toml")
@@ -92,13 +89,13 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 
     Commit that file, or send the hash to a third party: a register that only its author holds proves nothing.
     """
-    from reports.audit.inputs.claim import read_claims
+    from reports.audit.inputs.success_claim import read_all_claims
     from reports.audit.register import NAME, register_claims
 
     found = [
         one
         for source in claims
-        for one in register_claims(file or source.with_name(NAME), read_claims(source))
+        for one in register_claims(file or source.with_name(NAME), read_all_claims(source))
     ]
     if as_json:
         rows = [{"hash": e.hash, "name": e.name, "time": e.time, "new": new} for e, new in found]

@@ -88,8 +88,10 @@ def report(
     store, for which the page leaves out what they do not record. Writes one self-contained HTML file that
     opens offline, and its numbers as CSV. Needs no torch.
     """
+    from reports.audit.success_words import claimed_success
     from reports.audit.words import because, claimed
     from reports.cli.audit_card import audit_json
+    from reports.cli.success_card import success_json
     from reports.pages.conditions import ranking_changes
     from reports.pages.page import write_report
     from reports.pages.report_json import to_json
@@ -104,10 +106,13 @@ def report(
     for file in tables:
         write_table(found, file, axes)
     if as_json:
-        click.echo(to_json(found, [audit_json(audit) for audit in found.claims], str(written.html)))
+        claims = [*map(audit_json, found.claims), *map(success_json, found.success_claims)]
+        click.echo(to_json(found, claims, str(written.html)))
         return
     for audit in found.claims:
         click.echo(f"{audit.verdict.upper()}: {claimed(audit)} ({because(audit)})")
+    for one in found.success_claims:
+        click.echo(f"{one.verdict.upper()}: {claimed_success(one)} ({one.reason})")
     click.echo(found.headline)
     for other in found.at_other_targets:
         click.echo(other.headline)

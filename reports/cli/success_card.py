@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from reports.audit.inputs.claim import claim_hash
 from reports.audit.success import SuccessAudit
-from reports.stats.success import Levels
+from reports.audit.success_words import claimed_success, success_facts, success_lines
 
 
 # Any: JSON.
@@ -20,36 +21,19 @@ def success_json(found: SuccessAudit) -> dict[str, Any]:
         **{name: None if levels is None else levels._asdict() for name, levels in sides.items()},
         "pairs": {str(seed): pair._asdict() for seed, pair in found.pairs.items()},
         "n_pairs": len(found.seeds),
+        "p": found.p,
         "adjusted": {"verdict": found.adjusted, "p": found.adjusted_p},
+        "claim_hash": claim_hash(found.claim),
+        "registration": found.standing,
     }
 
 
-def success_lines(found: SuccessAudit) -> list[str]:
+def success_card(found: SuccessAudit) -> str:
     """Return the card: claim, verdict with its reason, shares, and each pair of networks."""
-    claim = found.claim
-    by = f" by more than {claim.difference:g}" if claim.difference else ""
-    beyond = f", beyond the difference in {claim.beyond}" if claim.beyond else ""
-    lines = [
-        claim.name,
-        f'"{claim.candidate} has a higher {claim.metric} than {claim.baseline}{by}{beyond}"',
-        f"{found.verdict.upper()}  {found.reason}",
-    ]
-    for name, levels in (("candidate", found.candidate), ("baseline", found.baseline)):
-        if levels is not None:
-            lines.append(f"  {name:<12}{_text(levels, '')}")
-    if found.difference is not None:
-        lines.append(f"  {'difference':<12}{_text(found.difference, '+')}")
-    for seed, pair in found.pairs.items():
-        lines.append(
-            f"  seed {seed:<7}{pair.difference:+.3f} ({pair.low:+.3f} to {pair.high:+.3f}), only the "
-            f"candidate {pair.only_first}, only the baseline {pair.only_second}, p = {pair.p:.3g}"
-        )
+    lines = [found.claim.name, f'"{claimed_success(found)}"', f"{found.verdict.upper()}  {found.reason}"]
+    for name, value, interval, n in success_lines(found):
+        lines.append(f"  {name:<12}{value}{f' {interval}' if interval else ''}, {n}")
+    lines += [f"  {fact}" for fact in success_facts(found)]
     if found.adjusted is not None:
         lines.append(f"  adjusted (Holm): {found.adjusted}, p = {found.adjusted_p:.2g}")
-    return [*lines, ""]
-
-
-def _text(levels: Levels, sign: str) -> str:
-    """Return a share or a difference with its interval and n."""
-    ends = "" if levels.low is None else f" ({levels.low:{sign}.3f} to {levels.high:{sign}.3f})"
-    return f"{levels.mean:{sign}.3f}{ends}, {levels.seeds} training seeds x {levels.starts} starts"
+    return "\n".join([*lines, ""])

@@ -15,6 +15,8 @@ from metrics.intervals import student
 from reports.analysis.report import RaceReport
 from reports.audit import words
 from reports.audit.audit import Audit
+from reports.audit.success import SuccessAudit
+from reports.audit.success_words import claimed_success, success_facts, success_lines
 from reports.figures import svg
 from reports.figures.layout import padded
 from reports.figures.strips import StripRow, draw_strip, row_height, set_log_ticks
@@ -34,13 +36,14 @@ MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 def claims_section(report: RaceReport) -> Markup | None:
     """Return the cards, and for several claims the table of verdicts before and after adjustment.
 
-    None without a claim.
+    Claims of speed-ups come first; those about success are a family of their own. None without a claim.
     """
-    race, audits = report.race, report.claims
-    if not audits:
+    race, audits, succeeded = report.race, report.claims, report.success_claims
+    if not audits and not succeeded:
         return None
     cards = [_card(race, audit, number) for number, audit in enumerate(audits)]
-    return render_template("audits", race, cards=cards, audits=audits)
+    cards += map(_success_card, succeeded)
+    return render_template("audits", race, cards=cards, audits=audits, families=(audits, succeeded))
 
 
 def draw_claim(audit: Audit, arm: int, name: str) -> Picture | None:
@@ -117,6 +120,18 @@ def _card(race: Race, audit: Audit, number: int) -> dict[str, Any]:
         "looks": None if looks is None else Markup(svg.inline(looks)),
         "facts": words.facts(audit),
         "notes": words.notes(audit),
+    }
+
+
+def _success_card(audit: SuccessAudit) -> dict[str, Any]:
+    return {
+        "name": audit.claim.name,
+        "claimed": claimed_success(audit),
+        "verdict": audit.verdict,
+        "mark": MARKS[audit.verdict],
+        "because": audit.reason,
+        "shares": success_lines(audit),
+        "facts": success_facts(audit),
     }
 
 

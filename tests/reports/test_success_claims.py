@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import tomli_w
 from scipy import stats
 
 from harness.config.tables import set_path
+from harness.errors import UserError
 from harness.records.record_writer import RecordWriter
+from reports.audit.inputs.claim import claim_hash
 from reports.audit.inputs.success_claim import read_success_claims
+from reports.audit.register import NAME, read_register, register_claims, standing
 from reports.audit.success import SuccessAudit, judge_success
 from reports.race.arms import labels_of, trajectory_fields
 from reports.stats.success import difference_levels, levels_of, paired
@@ -38,14 +42,21 @@ def texts(shares: Sequence[float], seed: int = 0) -> list[str]:
     return ["".join("01"[int(x < share)] for x in row) for share, row in zip(shares, drawn, strict=True)]
 
 
-def write(folder: Path, arm: str, results: Sequence[str], opened: Sequence[str] | None = None) -> None:
+def write(
+    folder: Path,
+    arm: str,
+    results: Sequence[str],
+    opened: Sequence[str] | None = None,
+    started: float | None = None,
+) -> None:
     """Write the runs of an arm, whose last evaluation is worse than the one before."""
+    environment = ENVIRONMENT | ({} if started is None else {"started": started})
     for seed, last in enumerate(results):
         spec: dict[str, object] = {"seed": seed, "method": {"name": "flow"}, "train": {"batch_size": 8}}
         set_path(spec, "start.arm", arm)
         with RecordWriter(folder / f"{arm or 'scratch'}{seed}") as record:
             record.write_spec(tomli_w.dumps(spec))
-            record.begin(ENVIRONMENT, after_step=0)
+            record.begin(environment, after_step=0)
             for step, text in ((10, "1" * STARTS), (20, last)):
                 rows = {METRIC: text, f"{METRIC}/opened": (opened or results)[seed]}
                 metrics = {
@@ -62,7 +73,7 @@ def write(folder: Path, arm: str, results: Sequence[str], opened: Sequence[str] 
 def audited(folder: Path, *rows: dict[str, object]) -> list[SuccessAudit]:
     file = folder / "claims.toml"
     file.write_text(tomli_w.dumps({"success": list(rows)}))
-    return judge_success(read_success_claims(file), [folder])
+    return judge_success([file], [folder])
 
 
 def bits(results: Sequence[str]) -> np.ndarray:
@@ -128,6 +139,64 @@ def test_command_prints_claims_about_success(tmp_path: Path) -> None:
     assert shown.output.count("p = ") == 3 and "3 training seeds x 40 starts" in shown.output
     row = json.loads(flowrace("audit", tmp_path / "claims.toml", tmp_path, "--json").output)
     assert row["verdict"] == "supported" and row["difference"]["low"] > 0
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        (1000.0, "registered before the runs"),
+        (-10_000.0, "registered during the runs"),
+        (-3_600_000.0, "post hoc"),
+        (None, "registered, times of runs unknown"),
+    ],
+)
+def test_standing_follows_from_the_times_of_the_arms(
+    tmp_path: Path, begun: float | None, expected: str
+) -> None:
+    """Runs take 20 s. The claim is registered `begun` milliseconds before they start."""
+    file = tmp_path / "claims.toml"
+    file.write_text(tomli_w.dumps({"success": [CLAIM]}))
+    [(entry, new)] = register_claims(tmp_path / NAME, read_success_claims(file))
+    assert new and entry.name == CLAIM["name"]
+    started = None if begun is None else entry.milliseconds + begun
+    write(tmp_path / "runs", "flow", texts((0.9, 0.8, 0.9)), started=started)
+    write(tmp_path / "runs", "", texts((0.1, 0.2, 0.1), 1), started=started)
+    (found,) = judge_success([file], [tmp_path / "runs"])
+    assert found.standing == expected
+
+
+def test_register_takes_both_kinds_of_claims_and_notices_a_change(tmp_path: Path) -> None:
+    file, raced = tmp_path / "claims.toml", {"name": "sooner", "candidate": "a", "baseline": "b"}
+    raced |= {"metric": "fd:local", "target": 8.0, "factor": 1.2}
+    file.write_text(tomli_w.dumps({"claim": raced, "success": [CLAIM]}))
+    for suffix in ("", "  (registered before)"):
+        lines = flowrace("audit", "register", file).output.splitlines()
+        assert [line.split("  ", 2)[2] for line in lines] == [f"sooner{suffix}", f"more{suffix}"]
+    entries = read_register(tmp_path / NAME)
+    (claim,) = read_success_claims(file)
+    assert entries[claim_hash(claim)].name == "more"
+    changed = claim.model_copy(update={"difference": 0.1})
+    assert standing(changed, entries, []) == "changed since it was registered"
+    altered = (tmp_path / NAME).read_text().replace('"difference": 0.0', '"difference": 0.2')
+    (tmp_path / NAME).write_text(altered)
+    with pytest.raises(UserError, match="line 2 was altered"):
+        read_register(tmp_path / NAME)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_report_has_the_cards_that_the_audit_prints(tmp_path: Path) -> None:
+    runs, file = tmp_path / "runs", tmp_path / "claims.toml"
+    write(runs, "flow", texts((0.9, 0.8, 0.9)))
+    write(runs, "", texts((0.1, 0.2, 0.1), 1))
+    file.write_text(tomli_w.dumps({"success": [CLAIM, {**CLAIM, "name": "by far", "difference": 0.9}]}))
+    words = ("report", runs, "-o", tmp_path / "r.html", "--metric", METRIC, "--target", 0.5, "--claim", file)
+    shown = flowrace(*words)
+    assert shown.exit_code == 0, shown.output
+    assert [line.partition(":")[0] for line in shown.output.splitlines()[:2]] == ["SUPPORTED", "REFUTED"]
+    page = " ".join(re.sub(r"<[^>]*>|\s", " ", (tmp_path / "r.html").read_text()).split())
+    for line in flowrace("audit", file, runs).output.splitlines():
+        for part in re.split(r"\s{2,}| \(|\), |adjusted \(Holm\).*|SUPPORTED|REFUTED", line.strip()):
+            assert part.strip('"') in page, part
 
 
 @pytest.mark.parametrize(

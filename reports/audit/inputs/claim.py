@@ -224,7 +224,7 @@ class Tuning(Section):
     seeds: tuple[int, ...] = ()
 
 
-def claim_hash(claim: Claim) -> str:
+def claim_hash(claim: Section) -> str:
     """Return 12 hex digits of the sha256 of the canonical JSON, whatever the layout of the file."""
     return hashlib.sha256(canonical(claim).encode()).hexdigest()[:12]
 

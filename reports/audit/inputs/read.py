@@ -22,6 +22,7 @@ from reports.audit.inputs.run_log import (
     AuditRuns,
     Progress,
     ReadRun,
+    RunTimes,
     by_seed,
     collect_arms,
 )
@@ -164,7 +165,7 @@ def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -
     if curve is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
         return ReadRun(name, seed, failed, None, f"{who} {why} by {metric} ({record.id}).")
-    began, ended = _times(run)
+    began, ended = times_of(run)
     starts = [start.get("evaluation", {}) for start in run.environment]
     log = AuditRun(
         arm.label,
@@ -200,16 +201,16 @@ def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _times(record: Record) -> tuple[float | None, float | None]:
+def times_of(record: Record) -> RunTimes:
     """Return when a run began, and the earliest time at which it can have ended.
 
-    The latter follows from the recorded seconds. Both are None if no start is recorded.
+    The latter follows from the recorded seconds.
     """
     starts = [start["started"] for start in record.environment if "started" in start]
     if not starts:
-        return None, None
+        return RunTimes(None, None)
     booked = sum(record.log.last.get("seconds", {}).values()) if record.log.last else 0.0
-    return starts[0], max(starts[-1], starts[0] + 1000 * booked)
+    return RunTimes(starts[0], max(starts[-1], starts[0] + 1000 * booked))
 
 
 def _metrics(record: Record) -> list[str]:

@@ -87,6 +87,14 @@ class AuditArms(NamedTuple):
     missing: Places = frozenset()
 
 
+class RunTimes(NamedTuple):
+    """The time of a run in milliseconds since 1970; None if no start is recorded."""
+
+    started: float | None
+    ended: float | None
+    """The earliest time at which it can have ended."""
+
+
 class ReadRun(NamedTuple):
     """One run as read from a source: its log, or a note on why it has none."""
 

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.errors import UserError
 from harness.files.files import read_toml
 from harness.records.evaluations import SUCCESS
-from reports.audit.inputs.claim import Section, validated
+from reports.audit.inputs.claim import Claim, Section, read_claims, validated
 
 
 class SuccessClaim(Section):
@@ -68,6 +68,15 @@ def read_success_claims(file: Path) -> list[SuccessClaim]:
     if len(set(names)) < len(names):
         raise UserError(f"{file}: two claims have the same name; give each its own ({', '.join(names)})")
     return found
+
+
+def read_all_claims(file: Path) -> list[Claim | SuccessClaim]:
+    """Return the claims of a TOML file about speed-ups, then those about success.
+
+    Raises `UserError` like `read_claims`.
+    """
+    raced = read_claims(file) if has_speedup_claims(file) else []
+    return [*raced, *read_success_claims(file)]
 
 
 def has_speedup_claims(file: Path) -> bool:
