@@ -82,6 +82,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
             fused=needs.fused,
             features=needs.features,
             given=given,
+            given_noise=spec.data.given_noise,
         )
     except ValueError as error:
         raise UserError(f"method.name = {spec.method.name}: {error}") from error

@@ -51,6 +51,9 @@ def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
     if (given := spec.data.given) and modality not in SUITS[given]:
         known = " or ".join(SUITS[given])
         return f"data.given = {given} needs {known} data, and these are {modality}; leave it out"
+    if spec.data.given_noise and not gives_tokens(spec.data, modality):
+        noise = f"data.given_noise = {spec.data.given_noise:g}"
+        return f"{noise} noises given tokens, but none is given; set data.given"
     if gives_tokens(spec.data, modality) and not method.masks_given:
         return (
             f"{spec.method.name} does not support given tokens (it does not set Method.masks_given); "

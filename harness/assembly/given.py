@@ -30,6 +30,11 @@ def given_tokens(spec: DataSpec, config: BackboneConfig, modality: str) -> tuple
     """
     first, *others = config.parts
     if modality == "robot":
+        if spec.given_noise and len(first.axes) == 1:
+            raise UserError(
+                f"data.given_noise = {spec.given_noise:g} noises the given frame, but this policy observes a "
+                "state alone; leave it out"
+            )
         return _of_observation(first), *(part.tokens if part.kind == "state" else 0 for part in others)
     if not spec.given:
         return ()

@@ -51,6 +51,8 @@ class BackboneConfig:
     given: tuple[int, ...] = ()
     """Number of first tokens of each part that are given instead of generated; () for none. Their time is 0
     and their velocity is 0, whatever the sample's times are."""
+    given_noise: float = 0.0
+    """The largest time of the given tokens of the first part in training; 0 for clean ones."""
     features: int = 0
     """Further channels of the network's input and velocity, which are generated together with the sample
     (ReDi); 0 for none."""

@@ -16,6 +16,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class GivenNoise:
+    """The noise of given tokens in training, which are clean without it."""
+
+    levels: Tensor
+    """(B, 1) float32, their time."""
+    tokens: Tensor
+    """(T,) bool, the given tokens that have it."""
+
+    def to(self, device: torch.device) -> GivenNoise:
+        """Return the noise on a device."""
+        return GivenNoise(*(one.to(device, non_blocking=True) for one in (self.levels, self.tokens)))
+
+
+@dataclass(frozen=True)
 class Times:
     """The noise levels of samples, and the level of each token."""
 
@@ -24,6 +38,8 @@ class Times:
     which: Tensor | None = None
     """(B, T) bool (K = 2) or int64, the level of each token. With None, all tokens have the single level
     (K = 1), or token i has level i (K = T)."""
+    given: GivenNoise | None = None
+    """The times of given tokens that are not clean (`with_given`); None for time 0."""
 
     @classmethod
     def per_sample(cls, t: Tensor) -> Times:
@@ -55,15 +71,22 @@ class Times:
         return self if self.levels.shape[1] == 1 else Times(self.levels.gather(1, rows))
 
     def with_given(self, given: Tensor) -> Times:
-        """Return times in which given tokens have time 0; given: (T,) bool."""
+        """Return times in which given tokens have time 0, or that of their noise; given: (T,) bool."""
         if self.which is None and self.levels.shape[1] > 1:
-            return Times(self.levels.masked_fill(given, 0.0))
+            levels = self.levels.masked_fill(given, 0.0)
+            if self.given is not None:
+                levels = torch.where(self.given.tokens, self.given.levels, levels)
+            return Times(levels)
         clean = self.levels.new_zeros(len(self.levels), 1)
         if self.which is None:
             which = given.expand(len(self.levels), -1)
         else:
             which = torch.where(given, self.levels.shape[1], self.which.long())
-        return Times(torch.cat([self.levels, clean], dim=1), which)
+        levels = torch.cat([self.levels, clean], dim=1)
+        if self.given is None:
+            return Times(levels, which)
+        which = torch.where(self.given.tokens, levels.shape[1], which.long())
+        return Times(torch.cat([levels, self.given.levels], dim=1), which)
 
     def shares(self, counted: Tensor | None = None) -> Tensor:
         """Return the share of a sample's tokens that have each level, (B, K) float32.
@@ -82,7 +105,8 @@ class Times:
     def to(self, device: torch.device) -> Times:
         """Return the times on a device."""
         which = None if self.which is None else self.which.to(device, non_blocking=True)
-        return Times(self.levels.to(device, non_blocking=True), which)
+        given = None if self.given is None else self.given.to(device)
+        return Times(self.levels.to(device, non_blocking=True), which, given)
 
 
 class Selected(torch.autograd.Function):

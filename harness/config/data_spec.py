@@ -82,6 +82,9 @@ class DataSpec(Section, HasParts):
     given: Literal["", "first_frame", "top_half"] = Field(default="", json_schema_extra=HASHED_IF_SET)
     """Tokens that are given instead of generated: the first frame of a video, or the upper half of an image.
     Evaluations take them from held-out samples."""
+    given_noise: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    """Largest time of a given frame in training, drawn uniformly from 0 for each sample (Self-Flow App. E:
+    0.2). Samplers and policies have it clean."""
     classes: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
     """Number of classes of latents, for a plan made without the data."""
     posterior: Literal["sample", "mean"] = Field(default="sample", json_schema_extra=HASHED_IF_SET)

@@ -23,6 +23,7 @@ from harness.costs.meter import Meter
 from harness.costs.optimizer import kept_tensors, optimizer_flops
 from harness.encoders.base import Architecture, Encoder
 from harness.flow.batch import Batch, Draw
+from harness.flow.draws import draws_of
 from harness.flow.gradients import separate_gradients
 from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
@@ -156,7 +157,7 @@ def _on_meta(
     batch = Batch(index, torch.zeros(size, *backbone.x_shape), y, labels, step, given=y)
     if method.config.encodes(step):
         batch = replace(batch, views=tuple(empty_view(e, size, method, meta) for e in encoders))
-    draw = method.draw(Streams(0), batch).to(meta)
+    draw = draws_of(method, Streams(0), batch).to(meta)
     return copy.deepcopy(method).to(meta), batch.to(meta), draw
 
 

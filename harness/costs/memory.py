@@ -41,6 +41,7 @@ from harness.data.open import outlined
 from harness.data.parts import weights_of
 from harness.encoders.base import Architecture
 from harness.flow.batch import Batch
+from harness.flow.draws import draws_of
 from harness.flow.gradients import separate_gradients
 from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
@@ -191,7 +192,7 @@ def _peak(
     views = tuple(empty_view(e, size, method, x0.device) for e in encoders) if encodes else ()
     y = method.setting.backbone.blank_condition(size)
     batch = Batch(np.arange(size), x0, y, labels, step, views=views, given=y)
-    draw = method.draw(Streams(0), batch)
+    draw = draws_of(method, Streams(0), batch)
     modules = [module for module in (student.model, student.ema, method) if module is not None]
     given = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=spec.train.precision == "bfloat16")

@@ -59,7 +59,7 @@ def shifted(t: Tensor, alpha: float) -> Tensor:
 def interpolate(x0: Tensor, noise: Tensor, times: Times, layout: Layout) -> Tensor:
     """Return x_tau = (1 - tau) x0 + tau eps, with tau expanded from tokens to their values; all (B, ...).
 
-    Given tokens keep their clean values.
+    Given tokens keep their clean values, or have those of their noise.
     """
     if layout.given_tokens is not None:
         times = times.with_given(layout.given_tokens.to(x0.device))

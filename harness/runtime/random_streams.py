@@ -7,7 +7,8 @@ streams.
     data         order, label_drop, flip, modality, caption, posterior (of latents)
     networks     init/<parameter>, encoder/..., probe/...
     methods      noise, token_noise, time, second_time, token_time, mask, whole, teacher_offset, route,
-                 projections (by step), feature_noise; for each time also .../audio, .../late and .../is_late
+                 projections (by step), feature_noise, given_noise; for each time also .../audio, .../late
+                 and .../is_late
     evaluation   eval_noise, eval_label, eval_caption, sde_noise/<step>; with an extra token also .../extra,
                  with further channels .../features; held_out_noise, held_out_posterior (of latents)
     data sets    data/... (the generated ones, always with seed 0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.flow.batch import Batch, Draw
+from harness.flow.draws import draws_of
 from harness.flow.method import TrainingMethod
 from harness.runtime.random_streams import Streams
 
@@ -44,7 +45,7 @@ def prepare_batches(
     `pin` moves both to page-locked memory, from which a GPU can copy asynchronously.
     """
     for batch in batches:
-        prepared = PreparedBatch(batch, method.draw(streams, batch))
+        prepared = PreparedBatch(batch, draws_of(method, streams, batch))
         yield PreparedBatch(*map(pinned, prepared)) if pin else prepared
 
 

@@ -15,6 +15,7 @@ from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config import registry
 from harness.config.evaluation_spec import EvalSpec
+from harness.flow.draws import draws_of
 from harness.flow.samplers import SAMPLERS
 from harness.flow.sampling import Sampling, draw
 from harness.flow.student import Student
@@ -129,6 +130,32 @@ def test_network_gives_time_zero_to_given_tokens(config: BackboneConfig) -> None
     )
     assert torch.equal(noisy[:, :FIRST], clean[:, :FIRST])
     assert not torch.isclose(noisy[:, FIRST:], clean[:, FIRST:]).all()
+
+
+@pytest.mark.parametrize("name", ["flow", "self_flow", "diffusion_forcing"])
+def test_given_noise_is_a_time_of_the_given_tokens_of_the_student_alone(name: str) -> None:
+    """One level, two, and one for each token: x is (1 - s) x0 + s eps there, and the rest is as without."""
+    noisy = replace(GIVEN, given_noise=0.2)
+    inputs, losses, times = [], [], []
+    for config in (GIVEN, noisy):
+        objective = made(registry.load("method", name), config)
+        needs = objective.needs()
+        sample, pupil = batch(needs), student(needs, config)
+        drawn = draws_of(objective, STREAMS, sample)
+        seen = Changed(pupil.model, pupil.ema, pupil.config)
+        losses.append(objective.loss(pupil, sample, drawn).total)
+        objective.loss(seen, sample, drawn)
+        inputs.append(seen.inputs)
+        times.append(drawn.times.with_given(config.given_tokens).per_token_levels())
+    s = 0.2 * STREAMS.uniform("given_noise", sample.index)[:, None, None, None]
+    first, x0 = np.s_[:, :, :4], sample.x0
+    assert torch.equal(inputs[1][0][first], (1 - s) * x0[first] + s * drawn.noise[first])
+    assert torch.equal(times[1][:, :FIRST], s[:, :, 0, 0].expand(-1, FIRST)) and not times[0][:, :FIRST].any()
+    assert torch.equal(times[1][:, FIRST:], times[0][:, FIRST:]) and s.min() > 0 and s.max() < 0.2
+    assert all(torch.equal(one[first], x0[first]) for one in (*inputs[0], *inputs[1][1:]))
+    assert torch.equal(inputs[1][0][:, :, 4:], inputs[0][0][:, :, 4:])
+    # The network is told the time of its first tokens, so the loss of the others changes.
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -100,6 +100,8 @@ def test_held_out_loss_is_the_mean_over_generated_values() -> None:
             "attention_separation does not",
         ),
         (("data.given=half",), "data.given"),
+        (("data.given_noise=0.2",), "none is given; set data.given"),
+        (("data.given=top_half", "data.given_noise=2"), "data.given_noise = 2"),
     ],
 )
 def test_given_tokens_that_a_run_cannot_have_are_refused(overrides: tuple[str, ...], message: str) -> None:
@@ -109,7 +111,10 @@ def test_given_tokens_that_a_run_cannot_have_are_refused(overrides: tuple[str, .
 
 def test_run_without_given_tokens_keeps_its_id() -> None:
     assert load_spec("digits", TINY).id == load_spec("digits", (*TINY, "data.given=")).id
-    assert load_spec("digits", TINY).id != load_spec("digits", (*TINY, "data.given=top_half")).id
+    given, clean = (*TINY, "data.given=top_half"), "data.given_noise=0"
+    assert load_spec("digits", TINY).id != load_spec("digits", given).id
+    assert load_spec("digits", given).id == load_spec("digits", (*given, clean)).id
+    assert load_spec("digits", given).id != load_spec("digits", (*given, "data.given_noise=0.2")).id
 
 
 @pytest.mark.parametrize(
