@@ -50,7 +50,8 @@ Example:
     "--end-when",
     multiple=True,
     metavar="METRIC<=VALUE",
-    help="End the run early, once its evaluations have crossed this target for good; may be repeated.",
+    help="End the run early, once its evaluations have crossed this target for good; may be repeated. The "
+    "target of a success is its shortfall: '1-success@TASK<=0.2'.",
 )
 @click.option(
     "--patience",

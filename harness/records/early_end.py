@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.errors import UserError
+from harness.records.evaluations import falling, row_of
 from harness.records.shapes import is_amount, is_count
 
 PATIENCE = 3
@@ -35,7 +36,7 @@ class EndRule:
     """
 
     targets: tuple[tuple[str, float], ...]
-    """Metrics and their targets."""
+    """Metrics and their targets; that of a share is its shortfall, for example `1-success@pusht`."""
     patience: int = PATIENCE
     margin: float = 0.0
 
@@ -43,6 +44,10 @@ class EndRule:
         goals = " and ".join(f"{metric} <= {target:.10g}" for metric, target in self.targets)
         below = f", by {100 * self.margin:g} %" if self.margin else ""
         return f"{goals} in {self.patience} evaluations in a row{below}"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(metric for metric, _ in self.targets)
 
     def end(self, values: Mapping[str, Sequence[tuple[int, float]]]) -> int | None:
         """Return the step of the evaluation at which a run ends, from (step, value) by metric.
@@ -60,7 +65,7 @@ class EndRule:
 
     def end_of(self, evaluations: Iterable[Mapping[str, Any]]) -> int | None:
         """Return the same for evaluations of a record, which are under the same conditions."""
-        return self.end(values_of(evaluations))
+        return self.end(values_of(evaluations, self.metrics))
 
 
 @dataclass(frozen=True)
@@ -99,17 +104,24 @@ def crossed_for_good(
     return None
 
 
-def values_of(evaluations: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, mean) by metric, of evaluations of a record."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for event in evaluations:
-        for metric, row in event.get("metrics", {}).items():
-            found.setdefault(metric, []).append((event["step"], row["mean"]))
-    return found
+def values_of(
+    evaluations: Iterable[Mapping[str, Any]], metrics: Iterable[str]
+) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, mean) of these metrics or shortfalls, of evaluations of a record."""
+    events = [event for event in evaluations if "metrics" in event]
+    return {
+        metric: [
+            (event["step"], row["mean"]) for event in events if (row := row_of(event, metric)) is not None
+        ]
+        for metric in metrics
+    }
 
 
 def parse_end_rule(texts: Iterable[str], patience: int, margin: float) -> EndRule | None:
-    """Return the rule of texts `METRIC<=VALUE`; None without any. Raises `UserError` for another text."""
+    """Return the rule of texts `METRIC<=VALUE`; None without any.
+
+    Raises `UserError` for another text, and for a success, which rises: its shortfall has a target.
+    """
     targets: dict[str, float] = {}
     for text in texts:
         metric, sign, number = text.rpartition("<=")
@@ -123,6 +135,11 @@ def parse_end_rule(texts: Iterable[str], patience: int, margin: float) -> EndRul
                 "--end-when 'fd:local<=8.0'"
             )
         name = metric.strip()
+        if falling(name) != name:
+            raise UserError(
+                f"--end-when {text}: {name} rises as it improves; for a success of 0.8 write "
+                f"--end-when '{falling(name)}<=0.2'"
+            )
         targets[name] = min(value, targets.get(name, value))
     return EndRule(tuple(targets.items()), patience, margin) if targets else None
 

@@ -11,6 +11,7 @@ from typing import Any
 from harness.config.spec import RunSpec
 from harness.errors import unknown
 from harness.records.early_end import EarlyEnd, EndRule, values_of
+from harness.records.evaluations import recorded_name
 
 
 @dataclass
@@ -24,12 +25,12 @@ class EndWatch:
     @classmethod
     def after(cls, rule: EndRule | None, evaluations: Iterable[Mapping[str, Any]]) -> EndWatch | None:
         """Return the watch over a run with these evaluations so far; None without a rule."""
-        return None if rule is None else cls(rule, values_of(evaluations))
+        return None if rule is None else cls(rule, values_of(evaluations, rule.metrics))
 
     def add(self, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
         """Add an evaluation."""
-        for metric, row in metrics.items():
-            self.values.setdefault(metric, []).append((step, row["mean"]))
+        for metric, own in values_of([{"step": step, "metrics": metrics}], self.rule.metrics).items():
+            self.values[metric] += own
 
     @property
     def end(self) -> int | None:
@@ -48,5 +49,5 @@ class EndWatch:
 def check_rule(rule: EndRule | None, spec: RunSpec) -> None:
     """Raise `UserError` for a rule on a metric that is not evaluated during training."""
     for metric, _ in rule.targets if rule is not None else ():
-        if metric not in spec.eval.metrics:
+        if recorded_name(metric) not in spec.eval.metrics:
             raise unknown("metric of an early end", metric, spec.eval.metrics)

@@ -316,6 +316,7 @@ def test_mirrored_early_end_keeps_its_budget(
         ('until = "decided"\npatience = 3', "patience = 4", 'patience has no effect with until = "end"'),
         ("target = 40.0", 'target = "baseline@400"', "needs a target that is a number"),
         ('axis = "steps"', 'axis = "seconds"', "use steps, images or flops"),
+        ('metric = "fd:local"', 'metric = "success@pusht"', "needs a metric that falls"),
     ],
 )
 def test_invalid_ends_are_rejected(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -46,6 +46,7 @@ from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.files.files import read_toml
 from harness.records.early_end import PATIENCE, EndRule
+from harness.records.evaluations import falling
 from harness.records.targets import step_of_baseline
 from reports.stats.sequential import FIRST_LOOK, anytime_critical, boundaries
 
@@ -207,6 +208,11 @@ class Claim(Section):
             raise ValueError(
                 f'sequential: until = "decided" needs a target that is a number, not {self.target}: runs '
                 "are compared with it while they train"
+            )
+        if falling(self.metric) != self.metric:
+            raise ValueError(
+                f'sequential: until = "decided" needs a metric that falls, and {self.metric} rises; write '
+                f"{falling(self.metric)} with the shortfall as its target"
             )
         if self.axis in ("seconds", "gpu_seconds"):
             raise ValueError(

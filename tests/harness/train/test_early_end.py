@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.assembly.resolve import load_spec
 from harness.errors import UserError
 from harness.records.early_end import EndRule, crossed_for_good, end_words, parse_end_rule
 from harness.records.record import Record
 from harness.records.record_writer import RecordWriter
+from harness.train.early_end import EndWatch, check_rule
 from harness.train.extension import ends_by
 from harness.train.loop import train
 from harness.train.progress import Quiet
@@ -62,6 +64,23 @@ def test_run_of_several_targets_ends_with_the_last_of_them() -> None:
     assert rule.end({"fid": fid, "kid": [(10, 3.0), (20, 1.0)]}) == 20
     assert rule.end({"fid": fid, "kid": [(10, 3.0)]}) is None
     assert rule.end({"fid": fid}) is None
+
+
+def test_shortfall_of_a_success_ends_a_run_once_the_success_is_high_enough() -> None:
+    """The watch of a run in training and the rule on its record agree; 10 of 10 is a shortfall of 0.05."""
+    rule = EndRule((("1-success@open-and-place", 0.2),), patience=2)
+    shares = [0.1, 0.8, 0.7, 0.9, 1.0]
+    rows = [{"success@open-and-place": {"mean": p, "low": 0.0, "high": 1.0, "n": 10}} for p in shares]
+    watch = EndWatch.after(rule, ({"step": 0, "metrics": row} for row in rows[:1]))
+    assert watch is not None and watch.end is None
+    for step, row in enumerate(rows[1:], start=1):
+        watch.add(step, row)
+        assert watch.end == (4 if step == 4 else None)
+    assert rule.end_of({"step": step, "metrics": row} for step, row in enumerate(rows)) == 4
+    assert watch.values["1-success@open-and-place"][-1] == (4, 0.05)
+    check_rule(rule, load_spec("open-and-place"))
+    with pytest.raises(UserError, match=r"rises as it improves; .*'1-success@pusht<=0.2'"):
+        parse_end_rule(["success@pusht<=0.8"], 3, 0.0)
 
 
 def test_options_of_a_rule_give_it_back() -> None:
