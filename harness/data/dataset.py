@@ -222,6 +222,12 @@ class Capabilities:
         return getattr(self.of, "wave", None)
 
     @property
+    def targets(self) -> Callable[[int], np.ndarray] | None:
+        """A function from an index to numbers about a sample, float32 (N,), from which a local encoder of
+        data without labels learns; None if there are none."""
+        return getattr(self.of, "targets", None)
+
+    @property
     def captions(self) -> Callable[[int], tuple[str, ...]] | None:
         """A function from an index to the captions of a sample, the most detailed one first; a sample without
         any has none. None for data without captions."""

@@ -94,6 +94,8 @@ class Viewer:
     reads_samples: ClassVar[bool] = False
     """True if it reads the samples that a network generates, such as latents, instead of their pictures."""
     accuracy: float | None = None
+    r2: float | None = None
+    """Share of variance explained on held-out samples, of an encoder trained on numbers of this data set."""
     one_off_flops: int | None = None
     """FLOPs of computing all features once, if a step then costs none."""
 
@@ -120,6 +122,8 @@ def described(encoder: Encoder) -> dict[str, Any]:
     # A plug-in need not derive from `Viewer`.
     if (once := getattr(encoder, "one_off_flops", None)) is not None:
         about["one_off_flops"] = once
+    if (r2 := getattr(encoder, "r2", None)) is not None:
+        about["r2"] = r2
     return about | {"sha256": encoder.sha256, "accuracy": encoder.accuracy}
 
 

@@ -71,6 +71,7 @@ class CachedEncoder(Viewer):
         self.inner: Encoder = open_encoder(inner, dataset, grid=grid, held_out=held_out, device=device)
         self.name, self.grid, self.dim, self.heads = choice.name, grid, self.inner.dim, 0
         self.params, self.sha256, self.accuracy = self.inner.params, self.inner.sha256, self.inner.accuracy
+        self.r2 = getattr(self.inner, "r2", None)
         self.one_off_flops = self.inner.flops * len(dataset)
         self._dataset, self._device = dataset, device
         self._tables: dict[str, np.ndarray] = {}

@@ -1,5 +1,8 @@
 """Local encoders: a small ViT trained on this data set as a classifier, and the same network untrained.
 
+Data without labels may have numbers in their place, for example the states of a robot at the frames of a
+video. The same network then learns to predict them by least squares.
+
 Both are pure functions of the data, the split, the size and the grid. Initial weights and data order come
 from named streams, and training runs on one thread by a fixed recipe. Trained weights are cached under a hash
 of all that, with their checksum.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -18,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbone.tokens import patchify
-from harness.data.dataset import Dataset
+from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import Split, images, split
 from harness.encoders.base import (
     Architecture,
@@ -57,7 +61,7 @@ LEARNING_RATE, WARMUP, WEIGHT_DECAY = 3e-3, 0.1, 0.05
 
 
 class Vit(nn.Module):
-    """Pre-norm ViT with learned positions and no class token; the classifier reads the mean of the tokens."""
+    """Pre-norm ViT with learned positions and no class token; the head reads the mean of the tokens."""
 
     def __init__(self, size: Size, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> None:
         super().__init__()
@@ -82,8 +86,8 @@ class Vit(nn.Module):
             x = block(x, captured)
         return self.norm(x)
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Return logits, (B, classes)."""
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits, (B, classes), or numbers."""
         return self.head(self(images).mean(1))
 
 
@@ -121,7 +125,7 @@ class RandomEncoder(Viewer):
         _refuse_file(choice)
         about = self.architecture(model, dataset.shape, dataset.classes, grid)
         self.name, self.grid, (self.dim, self.flops, self.heads) = choice.name, grid, about
-        network = build(model, dataset.shape, dataset.classes, grid)
+        network = build(model, dataset.shape, self._outputs(dataset), grid)
         self._prepare(network, model, dataset, held_out, device)
         self.sha256 = checkpoint.digest(network.state_dict())
         self.params = sum(p.numel() for p in network.parameters())
@@ -160,6 +164,10 @@ class RandomEncoder(Viewer):
         """Return the weights by name."""
         return self._network.state_dict()
 
+    def _outputs(self, dataset: Dataset) -> int:
+        """Return the number of outputs of the head, which an untrained network does not use."""
+        return dataset.classes
+
     def _prepare(
         self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device
     ) -> None:
@@ -167,12 +175,26 @@ class RandomEncoder(Viewer):
 
 
 class LocalEncoder(RandomEncoder):
-    """A small ViT trained on the labels of the training split; sizes tiny, small, base, large."""
+    """A small ViT trained on the labels of the training split, or on its numbers; sizes tiny, small, base,
+    large."""
+
+    def _outputs(self, dataset: Dataset) -> int:
+        targets = numbers_of(dataset)
+        return dataset.classes if targets is None else len(targets(0))
 
     def _prepare(
         self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device
     ) -> None:
-        self.accuracy = trained(network, model, dataset, self.grid, held_out, device)
+        found = trained(network, model, dataset, self.grid, held_out, device)
+        self.accuracy, self.r2 = (found, None) if numbers_of(dataset) is None else (None, found)
+
+
+def numbers_of(dataset: Dataset) -> Callable[[int], np.ndarray] | None:
+    """Return the function from an index to the numbers that an encoder learns; None for data with labels.
+
+    None also for data with neither.
+    """
+    return Capabilities(dataset).targets if dataset.classes < 2 else None
 
 
 def build(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Vit:
@@ -194,17 +216,20 @@ def build(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...
 def trained(
     network: Vit, model: str, dataset: Dataset, grid: tuple[int, ...], held_out: float, device: torch.device
 ) -> float | None:
-    """Load or train the weights of the network in place, and return its held-out accuracy.
+    """Load or train the weights of the network in place, and return its held-out accuracy, or R2 of numbers.
 
     If the cached weights are damaged, the network is trained again. Raises `UserError` for data without
-    labels.
+    labels and numbers.
     """
-    if dataset.classes < 2:
+    numbers = numbers_of(dataset)
+    if dataset.classes < 2 and numbers is None:
         raise UserError(
             f"encoder 'local:{model}' learns from labels, which this data set does not have; choose "
             f"timm:<model> or random:{model}"
         )
     parts = [RECIPE, dataset.fingerprint, dataset.shape, dataset.classes, held_out, model, grid, device.type]
+    # A fingerprint is that of a folder, of which `data.episodes` keeps a part.
+    parts += [] if numbers is None else [len(dataset)]
 
     def train() -> Made:
         sides = split(dataset, held_out)
@@ -217,7 +242,7 @@ def trained(
 
 
 def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device) -> None:
-    """Train in place: AdamW on cross-entropy, with linear warm-up and cosine decay.
+    """Train in place: AdamW on cross-entropy, or on squared errors, with linear warm-up and cosine decay.
 
     It takes 15 epochs of batches of 64, at most 4000 steps.
     """
@@ -234,10 +259,9 @@ def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device)
             epoch, place = divmod(step, per_epoch)
             if place == 0:
                 order = train[streams.permutation("encoder/order", epoch, len(train))]
-            pixels, labels = images(dataset, order[place * BATCH : (place + 1) * BATCH])
-            loss = F.cross_entropy(
-                network.classify(_scaled(pixels, device)), torch.from_numpy(labels).to(device)
-            )
+            pixels, known = _pairs(dataset, order[place * BATCH : (place + 1) * BATCH])
+            predicted, known = network.predict(_scaled(pixels, device)), torch.from_numpy(known).to(device)
+            loss = (F.mse_loss if known.is_floating_point() else F.cross_entropy)(predicted, known)
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule((step + 1) / steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -246,16 +270,31 @@ def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device)
 
 @torch.no_grad()
 def score(network: Vit, dataset: Dataset, sides: Split, device: torch.device) -> float | None:
-    """Return the accuracy on held-out images, or None if there are no held-out images."""
+    """Return the accuracy on held-out images, or R2 = 1 - errors / variance of numbers.
+
+    None without held-out images, and for numbers that do not vary.
+    """
     if not len(sides.held_out):
         return None
     network.to(device).eval()
-    right = 0
+    outputs, truths = [], []
     with one_thread():
         for start in range(0, len(sides.held_out), 250):
-            pixels, labels = images(dataset, sides.held_out[start : start + 250])
-            right += int((network.classify(_scaled(pixels, device)).argmax(1).cpu().numpy() == labels).sum())
-    return right / len(sides.held_out)
+            pixels, known = _pairs(dataset, sides.held_out[start : start + 250])
+            outputs.append(network.predict(_scaled(pixels, device)).cpu().numpy())
+            truths.append(known)
+    predicted, known = np.concatenate(outputs), np.concatenate(truths)
+    if numbers_of(dataset) is None:
+        return int((predicted.argmax(1) == known).sum()) / len(known)
+    variance = float(np.square(known - known.mean(axis=0)).sum())
+    return 1 - float(np.square(predicted - known).sum()) / variance if variance else None
+
+
+def _pairs(dataset: Dataset, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return samples, uint8 (n, *shape), with labels int64 (n,), or numbers float32 (n, N)."""
+    pixels, labels = images(dataset, places)
+    numbers = numbers_of(dataset)
+    return pixels, labels if numbers is None else np.stack([numbers(int(place)) for place in places])
 
 
 def _size(model: str) -> Size:

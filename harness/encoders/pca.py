@@ -75,6 +75,7 @@ class PcaEncoder(Viewer):
         self.name, self.grid, self.dim = choice.name, grid, rank
         _check_rank(choice.name, rank, self.inner.dim)
         self.params, self.sha256, self.accuracy = self.inner.params, self.inner.sha256, self.inner.accuracy
+        self.r2 = getattr(self.inner, "r2", None)
         self.flops = self.inner.flops + _projection_flops(grid, self.inner.dim, rank)
         # Of the images that the axes are computed from.
         self.one_off_flops = self.inner.flops * min(len(split(dataset, held_out).train), IMAGES)

@@ -164,6 +164,8 @@ def _train(
         for encoder in run.encoders:
             if encoder.accuracy is not None:
                 progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
+            elif (r2 := getattr(encoder, "r2", None)) is not None:
+                progress.note(f"encoder {encoder.name}: held-out R2 {r2:.3f}")
         about = {"steps": spec.train.steps, **describe_start(run, world, dataset, sides, evaluator)}
         if goal.rule is not None:
             about["ends_early"] = str(goal.rule)

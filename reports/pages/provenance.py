@@ -54,6 +54,7 @@ def _encoder(encoder: Mapping[str, Any]) -> str:
     parts = [str(encoder.get("name"))]
     parts += [f"{encoder['params']:,} parameters"] if encoder.get("params") else []
     parts += [f"held-out accuracy {encoder['accuracy']:.1%}"] if encoder.get("accuracy") is not None else []
+    parts += [f"held-out R2 {encoder['r2']:.3f}"] if encoder.get("r2") is not None else []
     return ", ".join(parts + ([f"sha256 {encoder['sha256'][:12]}"] if encoder.get("sha256") else []))
 
 

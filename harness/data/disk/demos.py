@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,17 @@ class Demos:
 
     def label(self, index: int) -> int:
         return 0
+
+    @property
+    def targets(self) -> Callable[[int], np.ndarray] | None:
+        """A function from an index to the scaled states at the frames of a sample; None without states."""
+        return None if self.robot.state is None else self._states
+
+    def _states(self, index: int) -> np.ndarray:
+        number, step = self.steps[index]
+        state, scale = self._episodes[number].state, self.robot.state
+        assert state is not None and scale is not None
+        return scale.scaled(state[_following(step, self.robot.frames, len(state))]).ravel()
 
     def key(self, index: int) -> bytes:
         """Return the key of the episode, so that all its steps are on the same side of the split."""

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import r2_score
 
 from harness.config.data_spec import DataSpec
 from harness.data.dataset import Sample
-from harness.data.open import open_dataset, split
+from harness.data.open import Split, open_dataset, split
 from harness.encoders import local
 from harness.encoders.base import open_encoder
 from harness.errors import UserError
+from tests.support.demonstrations import demonstrations, state
 
 CPU = torch.device("cpu")
 
@@ -215,6 +217,29 @@ def test_local_encoder_is_rejected_for_data_without_labels(cache: Path) -> None:
     data.classes = 1
     with pytest.raises(UserError, match=r"learns from labels.*random:tiny"):
         opened("local:tiny", data)
+
+
+def test_local_encoder_of_demonstrations_learns_their_states(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames are grey levels 40 episode + 5 step, whose episode is easy to learn."""
+    monkeypatch.setattr(local, "EPOCHS", 100)
+    spec = DataSpec(name="demos", root=str(demonstrations(tmp_path)), frames=2, held_out=0.2, chunk=2)
+    videos = open_dataset(spec).with_parts(("video",))  # pyright: ignore[reportAttributeAccessIssue]
+    scaled = videos.robot.state.scaled
+    assert videos.targets(3).tolist() == scaled(np.array([state(0, 3), state(0, 4)])).ravel().tolist()
+    assert videos.targets(4).tolist() == scaled(np.array([state(0, 4)] * 2)).ravel().tolist()
+    encoder = opened("local:tiny", videos, grid=(2, 2, 2), held_out=0.0)
+    assert encoder.accuracy is None and encoder.r2 is None
+    everything = np.arange(len(videos))
+    pixels = torch.from_numpy(np.stack([videos.sample(i).x for i in everything]))
+    truth = np.stack([videos.targets(i) for i in everything])
+    with torch.no_grad():
+        predicted = encoder._network.predict(pixels.float() / 127.5 - 1).numpy()
+    assert r2_score(truth[:, ::2], predicted[:, ::2]) > 0.9
+    pooled = r2_score(truth, predicted, multioutput="variance_weighted")
+    found = local.score(encoder._network, videos, Split(everything, everything), CPU)
+    assert found == pytest.approx(pooled, abs=1e-5)
 
 
 def test_accuracy_is_none_without_held_out_images(cache: Path) -> None:
