@@ -221,6 +221,7 @@ def test_claim_that_cannot_be_judged_is_rejected(
     assert expected in refused.output + str(refused.exception)
 
 
+@pytest.mark.slow
 def test_claims_of_the_example_are_about_arms_of_its_study() -> None:
     runs = make_plan(load_study("open-and-place")).runs
     fields = [trajectory_fields(run.spec.model_dump(mode="json")) for run in runs]
