@@ -111,7 +111,9 @@ def values_of(
     events = [event for event in evaluations if "metrics" in event]
     return {
         metric: [
-            (event["step"], row["mean"]) for event in events if (row := row_of(event, metric)) is not None
+            (event["step"], row["mean"])
+            for event in events
+            if (row := row_of(dict(event), metric)) is not None
         ]
         for metric in metrics
     }

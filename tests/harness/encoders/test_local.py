@@ -60,7 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(
-    name: str, data: Any, held_out: float = 0.25, grid: tuple[int, int] = (2, 2), **fields: Any
+    name: str, data: Any, held_out: float = 0.25, grid: tuple[int, ...] = (2, 2), **fields: Any
 ) -> Any:
     return open_encoder(choice(name, **fields), data, grid=grid, held_out=held_out, device=CPU)
 
