@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import flowrace as flowrace_package
 from harness.assembly.frozen import is_of_further_parts
 from harness.assembly.resolve import load_spec
+from harness.data.dataset import Capabilities, content_of
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
+from harness.evaluation.kept_features import samples_identity
 from harness.records import checkpoint
 from harness.records.record import Record
 from harness.train.state import POSITIONS, load_pretrained
@@ -261,7 +264,12 @@ def test_run_outside_a_study_has_no_arm_to_start_from(folder: Path) -> None:
 def test_episodes_keeps_the_first_to_train_on_and_all_held_out_ones(folder: Path) -> None:
     words = [f'data.root="{folder / "demos"}"', "data.held_out=0.4", "data.frames=1"]
     full, two = (open_dataset(load_spec("demos", [*words, *more]).data) for more in ([], ["data.episodes=2"]))
-    assert full.fingerprint == two.fingerprint
+    assert full.fingerprint == two.fingerprint == content_of(full)
+    # Caches of features and bases distinguish them.
+    alone = Capabilities(two).with_parts
+    assert alone is not None
+    assert content_of(two) == content_of(alone(("video",))) != content_of(full)
+    assert samples_identity(two, np.arange(2)) != samples_identity(full, np.arange(2))
     (train, held_out), (some, same) = split(full, 0.4), split(two, 0.4)
 
     def episodes(dataset: object, index: object) -> list[bytes]:
