@@ -13,13 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.errors import UserError
-from harness.records.record import Record, find_records
 from reports.audit.decision import Verdict, holm
 from reports.audit.inputs.success_claim import SuccessClaim
-from reports.race.arms import RaceArm, arms_of, find_arm
-from reports.race.protocols import protocols_of
-from reports.race.study_folder import split_by_plan
+from reports.audit.success_runs import LeftOut, SuccessRuns, read_success_runs, results, unlike
+from reports.race.arms import RaceArm
 from reports.stats.success import Levels, Pairs, difference_levels, levels_of, paired, success_levels
 
 LEVEL = 0.05
@@ -42,15 +39,20 @@ class SuccessAudit:
     adjusted_p: float | None = None
     adjusted: Verdict | None = None
     """The verdict after Holm's adjustment over the claims of one audit; None for a single claim."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The training seeds that are not compared."""
 
 
-def judge_success(claims: Sequence[SuccessClaim], folders: Sequence[Path]) -> list[SuccessAudit]:
+def judge_success(
+    claims: Sequence[SuccessClaim], folders: Sequence[Path], *, protocol: str | None = None
+) -> list[SuccessAudit]:
     """Judge claims about success on the runs in these folders, as one family.
 
-    Raises `UserError` for an arm or a metric that the runs do not have.
+    `protocol` chooses the conditions of evaluations. Raises `UserError` for an arm or a metric that the runs
+    do not have.
     """
-    arms = arms_of(split_by_plan(find_records(*folders), folders)[0])
-    found = [_judged(claim, arms) for claim in claims]
+    runs = read_success_runs(folders, protocol)
+    found = [_judged(claim, runs) for claim in claims]
     if len(found) < 2:
         return found
     adjusted = holm([_p(one) for one in found])
@@ -60,18 +62,23 @@ def judge_success(claims: Sequence[SuccessClaim], folders: Sequence[Path]) -> li
     ]
 
 
-def _judged(claim: SuccessClaim, arms: Sequence[RaceArm]) -> SuccessAudit:
-    sides = [find_arm(arms, name, "arm of the claim") for name in (claim.candidate, claim.baseline)]
-    seeds = tuple(sorted(set.intersection(*(_finished(arm) for arm in sides))))
+def _judged(claim: SuccessClaim, runs: SuccessRuns) -> SuccessAudit:
+    sides = runs.of_claim(claim)
+    seeds, left_out = runs.seeds(sides)
+    found = _compared(claim, sides, seeds)
+    if not left_out:
+        return found
+    reason = f"{found.reason}; left out: {', '.join(map(str, left_out))}"
+    return replace(found, reason=reason, left_out=left_out)
+
+
+def _compared(claim: SuccessClaim, sides: Sequence[RaceArm], seeds: tuple[int, ...]) -> SuccessAudit:
     if len(seeds) < claim.min_pairs:
         reason = f"the arms share {len(seeds)} finished training seeds, and the claim needs {claim.min_pairs}"
         return SuccessAudit(claim, "inconclusive", reason, seeds)
     records = [[arm.runs[seed] for seed in seeds] for arm in sides]
-    protocols = {key for arm in records for one in arm for key in protocols_of(one, claim.metric)}
-    if len(protocols) > 1:
-        return SuccessAudit(
-            claim, "inconclusive", "the runs were evaluated under different protocols of success", seeds
-        )
+    if why := unlike([one for arm in records for one in arm], claim):
+        return SuccessAudit(claim, "inconclusive", why, seeds)
     a, b = (np.array([results(one, claim.metric) for one in arm]) for arm in records)
     difference = difference_levels(a, b)
     if claim.beyond:
@@ -81,25 +88,6 @@ def _judged(claim: SuccessClaim, arms: Sequence[RaceArm]) -> SuccessAudit:
     levels = success_levels(a), success_levels(b)
     pairs = {seed: paired(a[row], b[row]) for row, seed in enumerate(seeds)}
     return SuccessAudit(claim, verdict, reason, seeds, *levels, difference, pairs)
-
-
-def _finished(arm: RaceArm) -> set[int]:
-    return {seed for seed, record in arm.runs.items() if record.status == "done"}
-
-
-def results(record: Record, metric: str) -> list[bool]:
-    """Return the result at each start in the last evaluation of a run, never in its best one.
-
-    Raises `UserError` if that evaluation does not have the metric.
-    """
-    last = record.of("eval")[-1]
-    row = last["metrics"].get(metric, {})
-    if not row.get("successes"):
-        raise UserError(
-            f"{record.path} has no {metric} at its last evaluation (step {last['step']}); measure it: "
-            f"flowrace eval {record.path} --metrics {metric.partition('/')[0]} --steps last"
-        )
-    return [one == "1" for one in row["successes"]]
 
 
 def _decided(claim: SuccessClaim, difference: Levels) -> tuple[Verdict, str]:

@@ -72,7 +72,8 @@ def claim(
     raced = [one for one in claims if has_speedup_claims(one)]
     found = judge_claims(raced, sources, file, _progress, protocol=protocol, rules=rules) if raced else []
     on_success = [claim for one in claims for claim in read_success_claims(one)]
-    succeeded = judge_success(on_success, [Path(source) for source in sources]) if on_success else []
+    folders = [Path(source) for source in sources]
+    succeeded = judge_success(on_success, folders, protocol=protocol) if on_success else []
     if as_json:
         rows = [*map(audit_json, found), *map(success_json, succeeded)]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))

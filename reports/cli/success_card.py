@@ -20,6 +20,7 @@ def success_json(found: SuccessAudit) -> dict[str, Any]:
         **{name: None if levels is None else levels._asdict() for name, levels in sides.items()},
         "pairs": {str(seed): pair._asdict() for seed, pair in found.pairs.items()},
         "n_pairs": len(found.seeds),
+        "left_out": [one._asdict() for one in found.left_out],
         "adjusted": {"verdict": found.adjusted, "p": found.adjusted_p},
     }
 
