@@ -11,6 +11,7 @@ import click
 
 from harness.config.options import JSON_OPTION
 from harness.errors import UserError, unknown
+from harness.records.evaluations import recorded_name
 from harness.records.record import Record, find_records
 from harness.records.run_targets import targets_of_run
 from harness.records.targets import parse_targets
@@ -79,7 +80,7 @@ def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:
     if not known:
         raise UserError("no run has been evaluated yet, so there is nothing to evaluate again")
     for metric in metrics:
-        if metric not in known:
+        if recorded_name(metric) not in known:
             raise unknown("metric", metric, known)
 
 

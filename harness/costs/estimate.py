@@ -33,8 +33,9 @@ from harness.data.robot import CHUNK
 from harness.environments.base import open_task
 from harness.errors import UserError
 from harness.evaluation.held_out_loss import TIMES
-from harness.evaluation.metric_table import HELD_OUT_LOSS, SUCCESS, is_sampled
+from harness.evaluation.metric_table import HELD_OUT_LOSS, is_sampled
 from harness.flow.samplers import SAMPLERS, Interval
+from harness.records.evaluations import SUCCESS
 
 FINEST = 1000
 """The largest number of sampler steps whose times are listed; the share of those with guidance is that of

@@ -146,6 +146,12 @@ class Capabilities:
         return getattr(self.of, "resizes", False)
 
     @property
+    def kept(self) -> str:
+        """Hash of the samples that are kept if the spec leaves some out, otherwise empty; the fingerprint is
+        that of all."""
+        return getattr(self._files, "kept", "")
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(getattr(self._files, "class_names", ()))
 
@@ -310,3 +316,12 @@ def pictured(dataset: Dataset) -> Dataset:
     """
     pictures = Capabilities(dataset).pictures
     return dataset if pictures is None else pictures
+
+
+def content_of(dataset: Dataset) -> str:
+    """Return what identifies the samples of a data set in keys of caches.
+
+    It is the fingerprint, followed by the hash of the kept samples if some are left out (`data.episodes`).
+    """
+    kept = Capabilities(dataset).kept
+    return f"{dataset.fingerprint} {kept}" if kept else dataset.fingerprint

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.config import registry
 from harness.config.spec import RunSpec
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, content_of
 from harness.data.open import images
 from harness.encoders.base import (
     Architecture,
@@ -115,7 +115,7 @@ class CachedEncoder(Viewer):
         probe = _encode(self, np.arange(min(PROBE, len(self._dataset))))
         shape = (len(self._dataset), *probe.shape[1:])
         parts = [
-            *(self.inner.name, self.sha256, self._dataset.fingerprint, self._dataset.shape, self.grid),
+            *(self.inner.name, self.sha256, content_of(self._dataset), self._dataset.shape, self.grid),
             *(self._device.type, kind, hashlib.sha256(probe.tobytes()).hexdigest()),
         ]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbone.tokens import patchify
-from harness.data.dataset import Capabilities, Dataset
+from harness.data.dataset import Capabilities, Dataset, content_of
 from harness.data.open import Split, images, split
 from harness.encoders.base import (
     Architecture,
@@ -227,9 +227,7 @@ def trained(
             f"encoder 'local:{model}' learns from labels, which this data set does not have; choose "
             f"timm:<model> or random:{model}"
         )
-    parts = [RECIPE, dataset.fingerprint, dataset.shape, dataset.classes, held_out, model, grid, device.type]
-    # A fingerprint is that of a folder, of which `data.episodes` keeps a part.
-    parts += [] if numbers is None else [len(dataset)]
+    parts = [RECIPE, content_of(dataset), dataset.shape, dataset.classes, held_out, model, grid, device.type]
 
     def train() -> Made:
         sides = split(dataset, held_out)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.config import registry
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, content_of
 from harness.data.open import from_pixels, images, split
 from harness.encoders.base import (
     Architecture,
@@ -140,7 +140,7 @@ def _projection_flops(grid: tuple[int, ...], dim: int, rank: int) -> int:
 
 def _kept_basis(encoder: Encoder, dataset: Dataset, held_out: float, device: torch.device) -> Basis:
     """Return the statistics of an encoder's features from the cache, or compute them."""
-    data = [dataset.fingerprint, dataset.shape, held_out]
+    data = [content_of(dataset), dataset.shape, held_out]
     parts = [RECIPE, encoder.name, encoder.sha256, *data, encoder.grid, device.type]
 
     def compute() -> Made:

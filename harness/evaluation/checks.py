@@ -15,7 +15,8 @@ from harness.data.parts import KINDS as PARTS
 from harness.environments.base import check_task
 from harness.errors import UserError
 from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
-from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, SUCCESS, ReferenceFree
+from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, ReferenceFree
+from harness.records.evaluations import SUCCESS
 from metrics import MetricError
 from metrics.extractors.base import Extractor
 from metrics.suite import RESERVED, check_classes, metric_of

@@ -27,7 +27,7 @@ from harness.evaluation.generated_side import Generated, GeneratedSamples
 from harness.evaluation.held_out_loss import HeldOutLoss
 from harness.evaluation.kept_features import Note, ignore, samples_identity
 from harness.evaluation.metric_names import favoured, input_kind
-from harness.evaluation.metric_table import HELD_OUT_LOSS, SUCCESS, is_sampled
+from harness.evaluation.metric_table import HELD_OUT_LOSS, is_sampled
 from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.real_side import RealSamples
 from harness.evaluation.reference import race_reference
@@ -39,6 +39,7 @@ from harness.files.progress import announced
 from harness.flow.samplers import Rule, plain
 from harness.flow.sampling import NOT_FINITE
 from harness.latents.codec import decoder_of
+from harness.records.evaluations import SUCCESS
 from harness.runtime.distributed import World
 from harness.runtime.rounds import main_first
 from harness.text.captions import RunCaptions

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from harness.data.dataset import Dataset, shapes_of
+from harness.data.dataset import Dataset, content_of, shapes_of
 from harness.errors import RunStopped
 from harness.evaluation.features import FeatureSet, outputs_of
 from harness.files.cache import cache_dir
@@ -89,7 +89,7 @@ def samples_identity(dataset: Dataset, index: np.ndarray) -> list[Any]:
     """
     which = hashlib.sha256(np.asarray(index, dtype=np.int64).tobytes()).hexdigest()
     shapes = [list(shape) for shape in shapes_of(dataset)]
-    return [dataset.fingerprint, dataset.modality, dataset.classes, shapes, len(index), which]
+    return [content_of(dataset), dataset.modality, dataset.classes, shapes, len(index), which]
 
 
 def _hash(content: Sequence[Any]) -> str:

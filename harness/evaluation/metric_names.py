@@ -14,10 +14,10 @@ from harness.evaluation.metric_table import (
     CAPTION_SCORES,
     HELD_OUT_LOSS,
     REFERENCE_FREE,
-    SUCCESS,
     ReferenceFree,
     is_sampled,
 )
+from harness.records.evaluations import SUCCESS
 from metrics import MetricError
 from metrics.extractors.registry import extractor_modality
 from metrics.files.hashing import file_sha256

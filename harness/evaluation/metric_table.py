@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from harness.records.evaluations import SUCCESS
+
 HELD_OUT_LOSS = "loss:held_out"
 """The flow loss on held-out samples (held_out_loss.py); lower is better."""
 LOSS_SUMMARY = (
@@ -13,8 +15,6 @@ LOSS_SUMMARY = (
     "(loss:held_out/two_digits, loss:held_out/left_of)"
 )
 
-SUCCESS = "success@"
-"""The share of episodes in which a policy solves a task, written `success@TASK` (task_success.py)."""
 SUCCESS_SUMMARY = (
     "share of closed-loop episodes that solve the task, of eval.samples at fixed starts and noise; higher is "
     "better; also by stage (success@open-and-place/opened); for runs that generate actions"

@@ -23,8 +23,8 @@ from harness.data.robot import RobotLayout
 from harness.environments.base import Task, open_task
 from harness.environments.play import Played, play
 from harness.errors import UserError
-from harness.evaluation.metric_table import SUCCESS
 from harness.flow.samplers import Rule
+from harness.records.evaluations import SUCCESS
 from metrics import MetricError, Value
 from metrics.intervals import share
 

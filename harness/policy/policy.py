@@ -16,8 +16,6 @@ from harness.files.files import read_text
 from harness.records.checkpoint_files import NAME, step_of
 from harness.train.trained_run import checkpoint_of_run, load_ema
 
-__all__ = ["NetworkPolicy", "load_policy", "read_layout"]
-
 
 def load_policy(
     run: Path | str, step: int | None = None, device: str | torch.device | None = None

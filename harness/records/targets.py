@@ -34,6 +34,10 @@ from harness.records.record import Record
 FORMS = "8.0, a list 8,10, baseline@400, or 90% (of the way to the baseline's final value)"
 BASELINE = "baseline"
 AT_STEP = re.compile(r"([^@,]*[^@,\s])@([1-9][0-9]*(?:_[0-9]+)*)")
+OBJECTIVE = ("method.", "start.arm", "start.frozen")
+"""Prefixes of the fields of an objective: the method, and what a network was pretrained by."""
+OF_SEED = ("start.run", "start.run_step", "start.file")
+"""Fields that name a pretrained run, whose arm is `start.arm`: they differ between the seeds of an arm."""
 SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
 
 
@@ -80,12 +84,21 @@ def parse_targets(text: str | float, name: str = "--target") -> tuple[TargetRule
 
 
 def falling_rules(metric: str | None, rules: Iterable[TargetRule]) -> tuple[TargetRule, ...]:
-    """Return the rules for the name under which a metric falls: a success of 0.8 is a shortfall of 0.2."""
+    """Return the rules for the name under which a metric falls: a success of 0.8 is a shortfall of 0.2.
+
+    Raises `UserError` for a success of 1 or more, because curves are of logarithms of the shortfall.
+    """
     if metric is None or falling(metric) == metric:
         return tuple(rules)
-    return tuple(
-        rule if rule.value is None else replace(rule, value=round(1 - rule.value, 12)) for rule in rules
-    )
+    return tuple(_turned(rule, metric) for rule in rules)
+
+
+def _turned(rule: TargetRule, metric: str) -> TargetRule:
+    if rule.value is None:
+        return rule
+    if rule.value >= 1:
+        raise UserError(f"target {rule} of {metric}: expected a share below 1, for example --target 0.8")
+    return replace(rule, value=round(1 - rule.value, 12))
 
 
 def rule_at_step(text: str) -> TargetRule | None:
@@ -156,10 +169,13 @@ def fit_of(record: Record, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
 def baseline_records(record: Record, records: Sequence[Record], baseline: str) -> list[Record]:
     """Return the finished runs of the baseline's method in the cell of a record.
 
-    The fields in which runs of the baseline differ from each other, except the seed and those of the method,
-    distinguish cells.
+    The fields in which runs of the baseline differ from each other, except the seed and those of the
+    objective, distinguish cells. Of runs of the method, those from initial weights are the baseline's. If no
+    run is, they are those that start like the record.
     """
     runs = [one for one in records if _method(one) == baseline]
+    scratch = [one for one in runs if not _pretrained_by(one)[0]]
+    runs = scratch or [one for one in runs if _pretrained_by(one) == _pretrained_by(record)]
     specs = [_cell_fields(one.spec) for one in runs]
     paths = sorted({path for spec in specs for path in spec})
     varied = [path for path in paths if any(spec.get(path) != specs[0].get(path) for spec in specs)]
@@ -204,15 +220,22 @@ def _method(record: Record) -> str:
     return str(record.spec.get("method", {}).get("name", ""))
 
 
+def _pretrained_by(record: Record) -> tuple[str, bool]:
+    """Return the arm of a first stage that a run starts from, empty for none, and whether it is frozen."""
+    start = record.spec.get("start", {})
+    return str(start.get("arm", "")), bool(start.get("frozen", False))
+
+
 def _cell_fields(spec: Mapping) -> dict[str, object]:
     """Return the fields of a spec that can distinguish cells, by dotted path.
 
-    Evaluation and the number of steps do not, because a run can be measured again and extended.
+    Those of the objective do not. Evaluation and the number of steps do not either, because a run can be
+    measured again and extended.
     """
     fields = flatten(spec)
-    ignored = ("method.", "runtime.", "tracking.", "eval.")
+    ignored = (*OBJECTIVE, "runtime.", "tracking.", "eval.")
     decays = fields.get("train.decay", "none") in DECAYS_TO_THE_END
-    free = {"seed"} if decays else {"seed", "train.steps"}
+    free = {"seed", *OF_SEED, *({} if decays else {"train.steps"})}
     return {
         path: value for path, value in fields.items() if path not in free and not path.startswith(ignored)
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from harness.rollouts.rollout import (
     roll_out,
 )
 
-POLICY = "harness.policy.policy"
-"""Module of the policies of runs, which imports torch."""
+MOST, LARGEST_BATCH = 100_000, 1000
+"""The largest number of episodes, and of environments in a batch."""
 
 
 def acting_of(
@@ -52,6 +51,7 @@ def run_acting(run: Path, task: Task, step: int | None, batch: int, device: str 
     """Return the policy of a run, named by run, step and EMA weights."""
     if not run.is_dir():
         raise UserError(f"'{run}' is no run directory; give RUN, expert, random or replay:DEMOS")
+    from harness.policy.policy import load_policy
     from harness.records import checkpoint
     from harness.records.checkpoint_files import step_of
     from harness.runtime.environment import prepare
@@ -61,7 +61,7 @@ def run_acting(run: Path, task: Task, step: int | None, batch: int, device: str 
     prepare(spec_of_run(run, ()).runtime.threads)
     # Resolved once, because a run that is still training may write another checkpoint meanwhile.
     file = checkpoint_of_run(run, step)
-    policy = importlib.import_module(POLICY).load_policy(run, step_of(file), device)
+    policy = load_policy(run, step_of(file), device)
     weights = start_digest(checkpoint.load(file).part("ema"))
     name = f"{run.resolve().name}/{file.stem}/{weights[:16]}"
     return policy_acting(policy, name, task, batch)
@@ -78,7 +78,13 @@ def named_rollout(
     device: str | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> RolledOut:
-    """Let a named policy act in a task at its first `count` starts, and return the record and its results."""
+    """Let a named policy act in a task at its first `count` starts, and return the record and its results.
+
+    Raises `UserError` for a number of starts outside 1 to `MOST`, and a batch outside 1 to `LARGEST_BATCH`.
+    """
+    for what, given, most in (("n", count, MOST), ("batch", batch, LARGEST_BATCH)):
+        if not 1 <= given <= most:
+            raise UserError(f"{what} = {given}: expected 1 to {most}, for example {what}=50")
     environments = open_task(name)
     acting, usual = acting_of(policy, environments.task, step, batch, device)
     folder = (out or usual) / folder_name(environments.task, acting, batch)

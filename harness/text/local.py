@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.config.data_spec import TextSpec
-from harness.data.dataset import Capabilities, Dataset
+from harness.data.dataset import Capabilities, Dataset, content_of
 from harness.data.open import split
 from harness.encoders.kept_tensors import Made, kept_tensors
 from harness.encoders.local import Block, initial_weights, schedule
@@ -166,7 +166,7 @@ class LocalText(RandomText):
 
     def _prepared(self, dataset: Dataset, held_out: float) -> tuple[Vocabulary, CaptionModel]:
         """Load or train the network. If the cached weights are damaged, it is trained again."""
-        parts = [RECIPE, dataset.fingerprint, held_out, self.settings.length, self.device.type]
+        parts = [RECIPE, content_of(dataset), held_out, self.settings.length, self.device.type]
 
         def train() -> Made:
             captions = training_captions(dataset, held_out, self.name)

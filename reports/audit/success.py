@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import UserError
-from harness.records.record import Record, find_records
 from reports.audit.decision import Verdict, holm
 from reports.audit.inputs.read import times_of
 from reports.audit.inputs.success_claim import SuccessClaim, read_success_claims
 from reports.audit.register import NAME, RegisterEntry, Standing, read_register, standing
-from reports.race.arms import RaceArm, arms_of, find_arm
-from reports.race.protocols import protocols_of
-from reports.race.study_folder import split_by_plan
+from reports.audit.success_runs import LeftOut, SuccessRuns, read_success_runs, results, unlike
+from reports.race.arms import RaceArm
 from reports.stats.success import Levels, Pairs, difference_levels, levels_of, paired, success_levels
 
 LEVEL = 0.05
@@ -44,6 +42,8 @@ class SuccessAudit:
     adjusted_p: float | None = None
     adjusted: Verdict | None = None
     """The verdict after Holm's adjustment over the claims of one audit; None for a single claim."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The training seeds that are not compared."""
     standing: Standing = "not registered"
     """When the claim was registered, relative to the runs of its arms."""
 
@@ -54,21 +54,26 @@ class SuccessAudit:
 
 
 def judge_success(
-    files: Sequence[Path], folders: Sequence[Path], register: Path | None = None
+    files: Sequence[Path],
+    folders: Sequence[Path],
+    register: Path | None = None,
+    *,
+    protocol: str | None = None,
 ) -> list[SuccessAudit]:
     """Judge the claims about success of these files on the runs in these folders, as one family.
 
-    Without `register` the register next to each file is used. Raises `UserError` for a file or folder that
-    cannot be read, and for an arm or a metric that the runs do not have.
+    Without `register` the register next to each file is used. `protocol` chooses the conditions of
+    evaluations. Raises `UserError` for a file or folder that cannot be read, and for an arm or a metric that
+    the runs do not have.
     """
     claims = [(file, claim) for file in files for claim in read_success_claims(file)]
     if not claims:
         return []
     if other := next((one for one in folders if not one.is_dir()), None):
         raise UserError(f"claims about success are judged on run directories, and {other} is no folder")
-    arms = arms_of(split_by_plan(find_records(*folders), folders)[0])
+    runs = read_success_runs(folders, protocol)
     entries = {file: read_register(register or file.with_name(NAME)) for file, _ in claims}
-    found = [_judged(claim, arms, entries[file]) for file, claim in claims]
+    found = [_judged(claim, runs, entries[file]) for file, claim in claims]
     if len(found) < 2:
         return found
     adjusted = holm([1.0 if one.p is None else one.p for one in found])
@@ -78,25 +83,24 @@ def judge_success(
     ]
 
 
-def _judged(
-    claim: SuccessClaim, arms: Sequence[RaceArm], entries: Mapping[str, RegisterEntry]
-) -> SuccessAudit:
-    sides = [find_arm(arms, name, "arm of the claim") for name in (claim.candidate, claim.baseline)]
+def _judged(claim: SuccessClaim, runs: SuccessRuns, entries: Mapping[str, RegisterEntry]) -> SuccessAudit:
+    sides = runs.of_claim(claim)
+    seeds, left_out = runs.seeds(sides)
     ended = [one for arm in sides for one in arm.runs.values() if one.status in ("done", "failed")]
-    return replace(_compared(claim, sides), standing=standing(claim, entries, map(times_of, ended)))
+    found = replace(_compared(claim, sides, seeds), standing=standing(claim, entries, map(times_of, ended)))
+    if not left_out:
+        return found
+    reason = f"{found.reason}; left out: {', '.join(map(str, left_out))}"
+    return replace(found, reason=reason, left_out=left_out)
 
 
-def _compared(claim: SuccessClaim, sides: Sequence[RaceArm]) -> SuccessAudit:
-    seeds = tuple(sorted(set.intersection(*(_finished(arm) for arm in sides))))
+def _compared(claim: SuccessClaim, sides: Sequence[RaceArm], seeds: tuple[int, ...]) -> SuccessAudit:
     if len(seeds) < claim.min_pairs:
         reason = f"the arms share {len(seeds)} finished training seeds, and the claim needs {claim.min_pairs}"
         return SuccessAudit(claim, "inconclusive", reason, seeds)
     records = [[arm.runs[seed] for seed in seeds] for arm in sides]
-    protocols = {key for arm in records for one in arm for key in protocols_of(one, claim.metric)}
-    if len(protocols) > 1:
-        return SuccessAudit(
-            claim, "inconclusive", "the runs were evaluated under different protocols of success", seeds
-        )
+    if why := unlike([one for arm in records for one in arm], claim):
+        return SuccessAudit(claim, "inconclusive", why, seeds)
     a, b = (np.array([results(one, claim.metric) for one in arm]) for arm in records)
     difference = difference_levels(a, b)
     if claim.beyond:
@@ -106,25 +110,6 @@ def _compared(claim: SuccessClaim, sides: Sequence[RaceArm]) -> SuccessAudit:
     levels = success_levels(a), success_levels(b)
     pairs = {seed: paired(a[row], b[row]) for row, seed in enumerate(seeds)}
     return SuccessAudit(claim, verdict, reason, seeds, *levels, difference, pairs)
-
-
-def _finished(arm: RaceArm) -> set[int]:
-    return {seed for seed, record in arm.runs.items() if record.status == "done"}
-
-
-def results(record: Record, metric: str) -> list[bool]:
-    """Return the result at each start in the last evaluation of a run, never in its best one.
-
-    Raises `UserError` if that evaluation does not have the metric.
-    """
-    last = record.of("eval")[-1]
-    row = last["metrics"].get(metric, {})
-    if not row.get("successes"):
-        raise UserError(
-            f"{record.path} has no {metric} at its last evaluation (step {last['step']}); measure it: "
-            f"flowrace eval {record.path} --metrics {metric.partition('/')[0]} --steps last"
-        )
-    return [one == "1" for one in row["successes"]]
 
 
 def _decided(claim: SuccessClaim, difference: Levels) -> tuple[Verdict, str]:

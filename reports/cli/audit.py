@@ -69,7 +69,8 @@ def claim(
     claims, sources = _split(words)
     rules = read_map(map_file, patterns)
     found = judge_claims(claims, sources, file, _progress, protocol=protocol, rules=rules)
-    succeeded = judge_success(claims, [Path(source) for source in sources], file)
+    folders = [Path(source) for source in sources]
+    succeeded = judge_success(claims, folders, file, protocol=protocol)
     if as_json:
         rows = [*map(audit_json, found), *map(success_json, succeeded)]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))

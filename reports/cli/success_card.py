@@ -22,6 +22,7 @@ def success_json(found: SuccessAudit) -> dict[str, Any]:
         "pairs": {str(seed): pair._asdict() for seed, pair in found.pairs.items()},
         "n_pairs": len(found.seeds),
         "p": found.p,
+        "left_out": [one._asdict() for one in found.left_out],
         "adjusted": {"verdict": found.adjusted, "p": found.adjusted_p},
         "claim_hash": claim_hash(found.claim),
         "registration": found.standing,

@@ -18,9 +18,7 @@ from harness.config.spec import RunSpec
 from harness.config.training_spec import DECAYS_TO_THE_END
 from harness.errors import UserError, unknown
 from harness.records.record import Record
-
-OF_SEED = ("start.run", "start.run_step")
-"""Fields that name a pretrained run, whose arm is `start.arm`: they differ between the seeds of an arm."""
+from harness.records.targets import OF_SEED
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,16 @@ class RaceArm:
         return encoder_name(self.fields)
 
     def holds(self, planned: Mapping[str, Any]) -> bool:
-        """Return whether a planned run with these axis values belongs to the arm."""
-        return all(self.fields.get(path, own) == own for path, own in planned.items() if path != "seed")
+        """Return whether a planned run with these axis values belongs to the arm.
+
+        A field that the arm leaves out at its default has that value; others do not distinguish arms.
+        """
+        defaults = _unhashed(RunSpec)
+        values = {flat_path(path): own for path, own in flatten(planned).items() if path != "seed"}
+        return all(
+            self.fields[path] == own if path in self.fields else own in (defaults.get(path) or (own,))
+            for path, own in values.items()
+        )
 
 
 def arms_of(records: Sequence[Record], names: Mapping[str, str] | None = None) -> list[RaceArm]:

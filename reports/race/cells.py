@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UserError
+from harness.records.targets import OBJECTIVE
 from reports.race.arms import (
     RaceArm,
     differing_paths,
@@ -22,9 +23,6 @@ from reports.race.arms import (
     setting,
     shown_labels,
 )
-
-OBJECTIVE = ("method.", "start.arm", "start.frozen")
-"""Prefixes of the fields of an objective: the method, and what a network was pretrained by."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,13 @@ def baseline_first(
     """Return the arms with the baseline first, and notes.
 
     A requested baseline (`--baseline`) or one that the study declares may be a method with an arm in each
-    cell. Arms of one cell need a label; only the plan's order (`order`, by run id) decides between those of a
-    declared method.
+    cell. Of its arms, those from initial weights come before those from a first stage. Other arms of one cell
+    need a label; only the plan's order (`order`, by run id) decides between those of a declared method.
     """
     labels = [arm.label for arm in arms]
     name = requested or declared or natural_baseline(labels, [arm.method for arm in arms])
     matching = [arm for arm in arms if name in (arm.label, arm.name)]
-    matching = matching or [arm for arm in arms if arm.method == name] or [find_arm(arms, name)]
+    matching = matching or _of_baseline(arms, name) or [find_arm(arms, name)]
     place = {arm.label: min(order.get(run.id, len(order)) for run in arm.runs.values()) for arm in matching}
     base = min(matching, key=lambda arm: place[arm.label])
     objectives, _ = split_arms(arms)
@@ -127,12 +125,18 @@ def baseline_first(
     ambiguous = len(matching) > 1 and (len(same_objective) > 1 or len(set(objectives.values())) == 1)
     notes = []
     if ambiguous and requested is not None:
-        find_arm(arms, name)
+        find_arm(matching, name)
     if ambiguous and (declared is None or place[base.label] == len(order)):
         raise undeclared_baseline([arm.label for arm in matching])
     if ambiguous:
         notes = [f"Baseline '{name}' matches more than one arm; '{base.label}', the first planned, is used."]
     return [base, *(arm for arm in arms if arm is not base)], notes
+
+
+def _of_baseline(arms: Sequence[RaceArm], method: str) -> list[RaceArm]:
+    """Return the arms of a method, without those that start from a first stage if others do not."""
+    own = [arm for arm in arms if arm.method == method]
+    return [arm for arm in own if not arm.fields.get("start.arm")] or own
 
 
 def _cell(label: str, group: Sequence[str], objectives: Mapping[str, str], base: str) -> RaceCell:

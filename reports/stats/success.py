@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import bdtr, stdtr
+from scipy.special import bdtr, ndtr, stdtr
 
 from metrics.intervals import Z, student, wilson
 from reports.stats.t_interval import CONFIDENCE, t_interval
@@ -73,9 +73,14 @@ class Levels(NamedTuple):
     error: float | None = None
     """Standard error of a difference; None if the results do not vary."""
     degrees: float = 1.0
+    only: tuple[int, int] | None = None
+    """Starts of one training seed at which only the first arm succeeds, and only the second, if these alone
+    give the interval of a difference."""
 
     def p_of(self, difference: float) -> float:
-        """Return the two-sided p value of a true difference; 1 if the error is unknown."""
+        """Return the two-sided p value of a true difference, by the test of the interval; 1 without one."""
+        if self.only is not None:
+            return float(2 * ndtr(-abs(_score(*self.only, self.starts, difference))))
         if not self.error:
             return 1.0
         return float(2 * stdtr(self.degrees, -abs(self.mean - difference) / self.error))
@@ -157,8 +162,9 @@ def difference_levels(first: np.ndarray, second: np.ndarray) -> Levels:
         return found._replace(low=low, high=high)
     # As for one arm: the starts of one training seed are then the only independent pairs.
     row = max(difference, key=lambda row: np.abs(row).sum())
-    low, high = score_interval(int((row > 0).sum()), int((row < 0).sum()), found.starts)
-    return found._replace(low=low, high=high)
+    only = int((row > 0).sum()), int((row < 0).sum())
+    low, high = score_interval(*only, found.starts)
+    return found._replace(low=low, high=high, only=only)
 
 
 def levels_of(values: np.ndarray) -> Levels:

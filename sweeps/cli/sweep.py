@@ -14,6 +14,7 @@ import click
 from harness.config.options import JSON_OPTION, examples, track_options
 from harness.errors import UserError
 from harness.records.study_folder import StudyFolder
+from sweeps.cli.first_stage import run_first_stage
 from sweeps.cli.options import study_options
 from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all, write_study_report
 from sweeps.cli.tables import describe_plan, describe_results, exclusion_lines, print_plan, print_results
@@ -91,8 +92,7 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
     runs = plan.runs
     check_budget(study, runs)
     check_weights(runs, directory)
-    if (first := first_stage(study)) is not None:
-        _pretrain(first, first_folder(study, first, directory), launch, outputs)
+    run_first_stage(study, directory, launch, outputs)
     mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
     with study_lock(directory):
         write_plan(study, plan, directory)
@@ -111,30 +111,6 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
         if as_json:
             click.echo(json.dumps({**results, "report": report}, indent=1))
     sys.exit(1 if failures else 0)
-
-
-def _pretrain(study: Study, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
-    """Run every unfinished run of a first stage; exit if one of them has no end."""
-    plan = make_plan(study, directory)
-    check_budget(study, plan.runs)
-    check_weights(plan.runs, directory)
-    mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
-    with study_lock(directory):
-        write_plan(study, plan, directory)
-        failures, stopped = run_all(plan.runs, directory, mirror, launch)
-        if stopped:
-            click.echo("stopped; rerun the same command to resume", err=True)
-            sys.exit(130)
-        mirror.send_all(plan.runs)
-    if failures:
-        for run, reason in failures.items():
-            click.echo(f"{directory / run} failed: {reason}", err=True)
-        click.echo(
-            f"{len(failures)} of {len(plan.runs)} runs of {study.name} failed, so nothing that starts from "
-            "them was started; rerun the same command to try again",
-            err=True,
-        )
-        sys.exit(1)
 
 
 def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:

@@ -18,7 +18,9 @@ from harness.config.options import JSON_OPTION, examples
 from harness.errors import UserError
 from harness.files.terminal import show
 from sweeps.cli.display import make_display
+from sweeps.cli.first_stage import run_first_stage
 from sweeps.cli.options import study_options
+from sweeps.cli.study_run import Outputs
 from sweeps.cli.tables import exclusion_lines, make_table
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import LaunchOptions, launch_options, threads_and_launcher
@@ -75,6 +77,7 @@ def tune(
         click.echo(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         return
     check_weights(first_runs(tuning), directory)
+    run_first_stage(study, directory, launch, Outputs(no_track=True))
     with study_lock(directory):
         write_search(study, directory)
         log = TrialLog(directory, study.name)

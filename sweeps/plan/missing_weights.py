@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 from harness.config.spec import RunSpec
 from harness.errors import ListedError, UserError
+from harness.records.checkpoint_files import CHECKPOINTS, checkpoints, weights_files
+from harness.records.record import Record
 from sweeps.plan.plan import PlannedRun
-from sweeps.plan.run_state import read_state
+from sweeps.plan.run_state import read_state, read_step
 
 SHOWN = 3
 """Number of runs that a line lists by label."""
@@ -65,10 +67,34 @@ def find_missing(runs: Sequence[PlannedRun], directory: Path) -> list[MissingWei
 
 
 def check_weights(runs: Sequence[PlannedRun], directory: Path) -> None:
-    """Raise `UserError` if an unfinished run lacks weights, before anything starts."""
+    """Raise `UserError` if an unfinished run lacks weights, before anything starts.
+
+    Weights of a first stage that is still to be trained are not missing.
+    """
+    for run in runs:
+        _check_start(run, directory)
     if missing := find_missing(runs, directory):
         lines = [f"  {line}" for line in missing_lines([asdict(one) for one in missing])]
         raise ListedError("missing weights, so nothing was started:", lines)
+
+
+def _check_start(run: PlannedRun, directory: Path) -> None:
+    """Raise `UserError` for a pretrained run that was trained past the step from which a new run starts."""
+    start = run.spec.start
+    if not (start.run and start.file) or checkpoints(directory / run.id / CHECKPOINTS):
+        return
+    first = Record(Path(start.file))
+    if first.status == "missing" or read_state(run, directory).is_trained:
+        return
+    kept, step = weights_files(first.path), read_step(first.path)
+    passed = step > start.run_step or (step == start.run_step and first.status == "done")
+    if not passed or start.run_step in kept:
+        return
+    raise UserError(
+        f"{run.label} starts from {first.path} at step {start.run_step}, but that run is at step {step} and "
+        f"kept weights of steps {', '.join(map(str, kept)) or 'none'} only; give one of these with --set "
+        "pretraining.train.steps=STEP, or train the first stage again in another folder (--out)"
+    )
 
 
 # Any: the fields of a `MissingWeights` as JSON data.

@@ -19,37 +19,60 @@ import tomli_w
 
 from harness.config.spec import RunSpec
 from harness.errors import UserError, unknown
-from sweeps.plan.study import Study, load_study
+from sweeps.plan.study import Pretraining, Study, load_study
 
-SHARED = ("data.root", "data.workers", "runtime.")
-"""Settings of a study that its first stage shares."""
+SHARED = ("data.root", "data.workers", "data.held_out", "data.image_key", "data.resolution", "runtime.")
+"""Settings of a study that its first stage shares: the data, their split, and the execution."""
 
 
 def first_stage(study: Study) -> Study | None:
     """Return the study of the first stage; None without one.
 
-    It has this study's location of the data and its execution, unless it sets its own.
+    It has this study's data, split and execution, unless it sets its own. Raises `UserError` as `stages`.
     """
-    if study.pretraining is None:
-        return None
+    return next(iter(stages(study)), None)
+
+
+def stages(study: Study) -> list[Study]:
+    """Return the stages before a study: its first stage, that of the first stage, and so on.
+
+    Raises `UserError` for a study that would be pretrained by its own runs.
+    """
+    found: list[Study] = []
+    named: list[str] = []
+    while (given := study.pretraining) is not None:
+        if given.study in named:
+            raise UserError(
+                f"study {study.name}: [pretraining] study = {given.study} is already being planned, so no "
+                "stage would be the first; name a study that does not start from this one"
+            )
+        named.append(given.study)
+        study = _stage(study, given)
+        found.append(study)
+    return found
+
+
+def _stage(study: Study, given: Pretraining) -> Study:
     shared = {path: value for path, value in study.set.items() if path.startswith(SHARED)}
-    settings = shared | study.pretraining.set
-    overrides = [f"{path}={_as_toml(value)}" for path, value in settings.items()]
-    return load_study(study.pretraining.study, overrides)
+    overrides = [f"{path}={_as_toml(value)}" for path, value in (shared | given.set).items()]
+    return load_study(given.study, overrides)
 
 
 def first_folder(study: Study, first: Study, directory: Path) -> Path:
     """Return the folder of the first stage of a study in a folder, which is next to it.
 
-    Raises `UserError` if the two have one folder.
+    Raises `UserError` if two stages have one folder.
     """
-    folder = directory.parent / first.name
-    if folder.resolve() == directory.resolve():
-        raise UserError(
-            f"study {study.name} and its [pretraining] {first.name} have one folder, {folder}; give another "
-            "--out"
-        )
-    return folder
+    taken = {directory.resolve(): study.name}
+    for stage in stages(study):
+        folder = directory.parent / stage.name
+        if (name := taken.get(folder.resolve())) is not None:
+            raise UserError(
+                f"study {name} and its [pretraining] {stage.name} have one folder, {folder}; give another "
+                "--out, or give each stage its own name"
+            )
+        taken[folder.resolve()] = stage.name
+    return directory.parent / first.name
 
 
 @dataclass(frozen=True)
@@ -86,11 +109,26 @@ def with_start(spec: RunSpec, study: Study, first: Sequence[Pretrained], folder:
             f"study {study.name}: start.arm = {start.arm} has another network than the runs that start from "
             "it; give both stages the same backbone and flow.prediction"
         )
+    _check_split(spec, found.spec, study)
     # Any: a text or a number.
     fields: dict[str, Any] = {"run": found.id, "run_step": found.spec.train.steps}
     if folder is not None:
         fields["file"] = str((folder / found.id).resolve())
     return spec.model_copy(update={"start": start.model_copy(update=fields)})
+
+
+def _check_split(spec: RunSpec, first: RunSpec, study: Study) -> None:
+    """Raise `UserError` if the first stage trains on samples that the run holds out.
+
+    Sides of the split depend on content, so stages on different data are not compared.
+    """
+    same = (spec.data.name, spec.data.root) == (first.data.name, first.data.root)
+    if same and spec.data.held_out != first.data.held_out:
+        raise UserError(
+            f"study {study.name}: data.held_out = {spec.data.held_out:g}, but its [pretraining] has "
+            f"{first.data.held_out:g} on the same data, so it may train on samples that these runs hold out; "
+            "give both stages the same data.held_out"
+        )
 
 
 def _pretrained(spec: RunSpec, study: Study, first: Sequence[Pretrained]) -> Pretrained:

@@ -150,7 +150,7 @@ class Seeds(Section):
 
 class Budget(Section):
     flops: float | None = Field(default=None, gt=0)
-    """Counted FLOPs of all runs of the study together."""
+    """Counted FLOPs of all runs of the study and of its first stage together."""
     flops_per_run: Annotated[float, Field(gt=0)] | Literal["baseline"] | None = None
     """Counted FLOPs of each run, which sets its number of steps: a number, or those of the baseline's run in
     the same cell at its `train.steps`."""
@@ -185,7 +185,7 @@ class Pretraining(Section):
     study: str = Field(min_length=1)
     """Name of the study, or its file."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Settings of its runs by spec path. Location of the data and execution are those of this study."""
+    """Settings of its runs by spec path. Data, split and execution are those of this study."""
 
 
 class TuningCost(Section):

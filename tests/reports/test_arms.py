@@ -12,6 +12,7 @@ from harness.assembly.resolve import load_spec
 from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.records.record import find_records
+from harness.records.targets import OF_SEED
 from reports.race.arms import (
     RaceArm,
     arm_fields,
@@ -22,6 +23,7 @@ from reports.race.arms import (
     labels_of,
     trajectory_fields,
 )
+from reports.race.cells import baseline_first
 from sweeps.plan.difference import _fields as study_fields
 from tests.reports.synthetic import write_run
 
@@ -52,6 +54,30 @@ def test_arm_ignores_seed_and_fields_that_cannot_change_results(tmp_path: Path) 
     found = arms(tmp_path)
     assert [(arm.label, list(arm.runs)) for arm in found] == [("flow", [0, 1]), ("repa", [0, 1])]
     assert found[1].encoder == "local:small" and found[0].encoder is None
+
+
+def test_planned_run_belongs_to_the_arm_whose_left_out_fields_have_its_values(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", grid=GRID)
+    write_run(tmp_path / "b", grid=GRID, set_={"start.arm": "repa", "start.frozen": True})
+    scratch, frozen = arms(tmp_path)
+    planned = {"seed": 3, "method.name": "flow", "start.arm": "", "start.frozen": False, "eval.samples": 9}
+    assert (scratch.holds(planned), frozen.holds(planned)) == (True, False)
+    planned |= {"start.arm": "repa", "start.frozen": True}
+    assert (scratch.holds(planned), frozen.holds(planned)) == (False, True)
+    assert not scratch.holds(planned | {"start.arm": ""}) and not frozen.holds({"start.frozen": False})
+
+
+def test_baseline_of_arms_that_share_a_method_starts_from_initial_weights(tmp_path: Path) -> None:
+    for arm in ("flow", "", "repa"):
+        for frozen in (False, True):
+            set_ = {"start.arm": arm, "start.frozen": frozen, "train.learning_rate": 1e-3}
+            if arm or not frozen:
+                write_run(tmp_path / f"{arm}{frozen}", grid=GRID, set_=set_)
+    found = arms(tmp_path)
+    order = {arm.runs[0].id: place for place, arm in enumerate(reversed(found))}
+    for requested, declared in (("flow", None), (None, "flow")):
+        ordered, notes = baseline_first(found, requested, declared, order)
+        assert not ordered[0].fields.get("start.arm") and not notes
 
 
 def test_arm_ignores_location_of_encoder_weights(tmp_path: Path) -> None:
@@ -139,13 +165,13 @@ def test_two_runs_with_equal_arm_and_seed_are_rejected(tmp_path: Path) -> None:
 
 
 def test_fields_of_an_arm_are_those_that_the_run_id_hashes() -> None:
-    """Changing a field other than the seed changes the run id exactly if it changes the arm."""
+    """Changing a field other than those of the seed changes the run id exactly if it changes the arm."""
     spec = load_spec("digits", ["method.name=self_flow"])
     table = spec.model_dump(mode="json")
     other = {int: lambda v: v + 1, float: lambda v: v / 2 + 0.125, bool: lambda v: not v}
     changed = 0
     for path, value in flatten(table).items():
-        if type(value) not in other or path == "seed":
+        if type(value) not in other or path in ("seed", *OF_SEED):
             continue
         try:
             new = load_spec(

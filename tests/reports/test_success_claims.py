@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def write(
     results: Sequence[str],
     opened: Sequence[str] | None = None,
     started: float | None = None,
+    last_step: int = 20,
+    protocol: str = "ab",
 ) -> None:
     """Write the runs of an arm, whose last evaluation is worse than the one before."""
     environment = ENVIRONMENT | ({} if started is None else {"started": started})
@@ -57,7 +60,7 @@ def write(
         with RecordWriter(folder / f"{arm or 'scratch'}{seed}") as record:
             record.write_spec(tomli_w.dumps(spec))
             record.begin(environment, after_step=0)
-            for step, text in ((10, "1" * STARTS), (20, last)):
+            for step, text in ((10, "1" * STARTS), (last_step, last)):
                 rows = {METRIC: text, f"{METRIC}/opened": (opened or results)[seed]}
                 metrics = {
                     name: {"mean": one.count("1") / STARTS, "low": 0.0, "high": 1.0, "n": STARTS}
@@ -66,7 +69,8 @@ def write(
                 }
                 spent = {"images": 8 * step, "flops": step, "seconds": {"student": 1.0 * step}}
                 record.append({"kind": "train", "step": step, "loss": 1.0, **spent})
-                record.append({"kind": "eval", "step": step, "metrics": metrics, "protocol": "ab", **spent})
+                about = {"metrics": metrics, "protocol": protocol}
+                record.append({"kind": "eval", "step": step, **about, **spent})
             record.finish({"images": 160})
 
 
@@ -128,6 +132,61 @@ def test_too_few_training_seeds_decide_nothing(tmp_path: Path) -> None:
     write(tmp_path, "", texts((0.1, 0.1, 0.1), 1))
     (found,) = audited(tmp_path, CLAIM)
     assert found.verdict == "inconclusive" and "2 finished training seeds" in found.reason
+
+
+def test_perfect_separation_has_the_p_value_of_its_interval(tmp_path: Path) -> None:
+    write(tmp_path, "flow", ["1" * STARTS] * 3)
+    write(tmp_path, "", ["0" * STARTS] * 3)
+    claims = [{**CLAIM, "name": f"by {d}", "difference": d} for d in (0.0, 0.5, 0.95)]
+    easy, half, all_but = audited(tmp_path, *claims)
+    # The score statistic of no difference is that of McNemar's test without correction.
+    assert easy.difference is not None
+    assert easy.difference.p_of(0.0) == pytest.approx(stats.chi2.sf(STARTS, 1))
+    assert easy.verdict == easy.adjusted == half.verdict == half.adjusted == "supported"
+    assert all_but.verdict == all_but.adjusted == "inconclusive"
+
+
+def test_networks_of_unequal_training_or_protocols_are_not_compared(tmp_path: Path) -> None:
+    for name, changed in (("longer", {"last_step": 30}), ("other", {"protocol": "cd"})):
+        write(tmp_path / name, "flow", texts((0.9, 0.9, 0.9)), **changed)  # type: ignore[arg-type]
+        write(tmp_path / name, "", texts((0.1, 0.1, 0.1), 1))
+    (longer,), (other,) = (audited(tmp_path / name, CLAIM) for name in ("longer", "other"))
+    assert longer.verdict == other.verdict == "inconclusive"
+    assert "at different steps (20, 30)" in longer.reason and "different protocols" in other.reason
+
+
+def test_training_seeds_that_are_not_compared_are_listed_with_their_status(tmp_path: Path) -> None:
+    write(tmp_path, "flow", texts((0.9, 0.9, 0.9, 0.9, 0.9)))
+    write(tmp_path, "", texts((0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 1))
+    (tmp_path / "flow3" / "done").unlink()
+    shutil.rmtree(tmp_path / "scratch4")
+    values = [
+        (name, {"seed": seed, "method.name": "flow", "start.arm": arm})
+        for seed in range(6)
+        for name, arm in ((f"flow{seed}", "flow"), (f"scratch{seed}", ""))
+        if name not in ("flow5", "scratch5")
+    ]
+    rows = [{"id": name, "cell": cell, "steps": 20} for name, cell in values]
+    (tmp_path / "plan.json").write_text(json.dumps({"runs": rows, "excluded": []}))
+    (found,) = audited(tmp_path, CLAIM)
+    assert found.seeds == (0, 1, 2) and found.verdict == "supported"
+    assert found.left_out == (
+        (3, "stopped", "done"),
+        (4, "done", "missing"),
+        (5, "none", "unplanned"),
+    )
+    assert found.reason.endswith("seed 5 (candidate none, baseline unplanned)")
+
+
+def test_labels_of_the_study_and_a_protocol_name_arms_and_evaluations(tmp_path: Path) -> None:
+    write(tmp_path, "flow", texts((0.9, 0.9, 0.9)))
+    write(tmp_path, "", texts((0.1, 0.1, 0.1), 1))
+    (tmp_path / "study.toml").write_text('[labels]\n"flow (start.arm = flow)" = "pretrained"\n')
+    (tmp_path / "claims.toml").write_text(tomli_w.dumps({"success": [{**CLAIM, "candidate": "pretrained"}]}))
+    shown = flowrace("audit", tmp_path / "claims.toml", tmp_path)
+    assert "SUPPORTED" in shown.output
+    refused = flowrace("audit", tmp_path / "claims.toml", tmp_path, "--protocol", "sampler_steps=7")
+    assert "--protocol sampler_steps=7: no run was evaluated under it" in str(refused.exception)
 
 
 def test_command_prints_claims_about_success(tmp_path: Path) -> None:
@@ -205,6 +264,7 @@ def test_report_has_the_cards_that_the_audit_prints(tmp_path: Path) -> None:
         ({"metric": "fd:local"}, "expected success@TASK"),
         ({"baseline": "flow (start.arm = flow)"}, "candidate and baseline are both"),
         ({"beyond": METRIC}, "two different successes"),
+        ({"beyond": "success@pusht/opened"}, "is no stage of the task of success@open-and-place"),
         ({"diference": 0.1}, "Did you mean 'difference'"),
         ({"baseline": "repa"}, "unknown arm of the claim 'repa'"),
         ({"metric": "success@pusht"}, "has no success@pusht at its last evaluation"),

@@ -5,20 +5,27 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import flowrace as flowrace_package
 from harness.assembly.frozen import is_of_further_parts
 from harness.assembly.resolve import load_spec
+from harness.data.dataset import Capabilities, content_of
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
+from harness.evaluation.kept_features import samples_identity
 from harness.records import checkpoint
 from harness.records.record import Record
 from harness.train.state import POSITIONS, load_pretrained
 from harness.train.trained_run import checkpoint_of_run
 from reports.race.race import read_race
+from sweeps.plan.budget import check_budget, count_flops
+from sweeps.plan.missing_weights import check_weights
 from sweeps.plan.plan import PlannedRun, make_plan
-from sweeps.plan.study import load_study
+from sweeps.plan.pretraining import first_folder, stages
+from sweeps.plan.study import Budget, load_study
 from tests.reports.synthetic import write_run
 from tests.support.commands import flowrace
 from tests.support.demonstrations import demonstrations
@@ -62,6 +69,17 @@ seed = [0, 1]
 [[exclude]]
 reason = "initial weights have no features to freeze"
 where = {{ "start.arm" = "", "start.frozen" = true }}
+"""
+RACE = """study = "study.toml"
+[claim]
+name = "faster"
+candidate = "self_flow"
+baseline = "flow"
+metric = "loss:held_out"
+target = 1.0
+factor = 1.3
+[claim.sequential]
+max_pairs = 3
 """
 
 
@@ -151,6 +169,92 @@ def test_start_that_the_first_stage_does_not_have_is_rejected(
         make_plan(load_study(str(changed)), folder / "runs" / name)
 
 
+def write_stages(folder: Path, **stages: str) -> None:
+    """Write studies that start from each other by name."""
+    for name, first in stages.items():
+        text = POLICIES if first else VIDEOS
+        text = text.replace('"policies"', f'"{name}"').replace('"videos"', f'"{name}"')
+        (folder / f"{name}.toml").write_text(text.replace("videos.toml", f"{first}.toml"))
+
+
+@pytest.mark.parametrize("stages", [{"one": "one"}, {"one": "two", "two": "one"}])
+def test_study_that_is_its_own_first_stage_is_rejected(tmp_path: Path, stages: dict[str, str]) -> None:
+    write_stages(tmp_path, **stages)
+    with pytest.raises(UserError, match=r"(one|two).toml is already being planned"):
+        flowrace_package.plan_study(tmp_path / "one.toml")
+
+
+def test_all_stages_before_a_study_are_found_and_have_separate_folders(tmp_path: Path) -> None:
+    write_stages(tmp_path, one="two", two="three", three="")
+    study = load_study(str(tmp_path / "one.toml"))
+    first, second = stages(study)
+    assert [first.name, second.name] == ["two", "three"]
+    with pytest.raises(UserError, match="study one and its \\[pretraining\\] three have one folder"):
+        first_folder(study, first, tmp_path / "three")
+
+
+def test_stages_on_the_same_data_share_the_split(folder: Path) -> None:
+    assert {run.spec.data.held_out for run in planned(folder)} == {0.4}
+    kept = [one.spec.start.run for one in planned(folder, "data.held_out=0.5") if one.spec.start.run]
+    assert kept[0] != planned(folder)[1].spec.start.run
+    with pytest.raises(UserError, match=r"may train on samples that these runs hold out"):
+        planned(folder, "pretraining.data.held_out=0.5")
+
+
+def test_budget_counts_the_first_stage(folder: Path) -> None:
+    runs, earlier = planned(folder), planned(folder, file="videos.toml")
+    alone = sum(count_flops(runs).values())
+    both = alone + sum(count_flops(earlier).values())
+    study = load_study(str(folder / "policies.toml"), [f'data.root="{folder / "demos"}"'])
+    check_budget(study.model_copy(update={"budget": Budget(flops=both)}), runs)
+    with pytest.raises(UserError, match="FLOPs with its first stage, more than its budget"):
+        check_budget(study.model_copy(update={"budget": Budget(flops=(alone + both) / 2)}), runs)
+
+
+def test_race_runs_the_first_stage_before_its_pairs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = ("seed = [0, 1]", "seed = [0, 1, 2]")
+    (tmp_path / "videos.toml").write_text(VIDEOS.replace(*seeds))
+    study = POLICIES.partition("[axes]")[0].replace(
+        "[pretraining]", f'"data.root" = "{folder / "demos"}"\n[pretraining]'
+    )
+    (tmp_path / "study.toml").write_text(
+        study.replace("[pretraining]", '"start.arm" = "self_flow"\n[pretraining]')
+        + '[axes]\n"method.name" = ["flow", "self_flow"]\n'
+    )
+    claim = tmp_path / "claim.toml"
+    claim.write_text(RACE)
+    asked: list[tuple[str, int]] = []
+
+    def stopped(runs: list[PlannedRun], directory: Path, *_: object) -> tuple[dict[str, str], bool]:
+        asked.append((directory.name, len(runs)))
+        return {}, True
+
+    monkeypatch.setattr("sweeps.cli.first_stage.run_all", stopped)
+    found = flowrace("race", str(claim), "--out", str(tmp_path / "runs" / "raced"), "--no-track")
+    assert asked == [("videos", 6)], found.exception or found.output
+    assert found.exit_code == 130
+
+
+def test_weights_that_a_finished_first_stage_did_not_keep_are_missing_before_the_start(
+    folder: Path, tmp_path: Path
+) -> None:
+    words = (f'data.root="{folder / "demos"}"', "train.steps=1")
+    study = load_study(str(folder / "policies.toml"), words)
+    runs = make_plan(study, tmp_path / "policies").runs
+    first = Path(runs[1].spec.start.file)
+    check_weights(runs, tmp_path / "policies")
+    write_run(first, grid=[3])
+    kept = first / "checkpoints" / "step-00000003.safetensors"
+    kept.parent.mkdir(exist_ok=True)
+    kept.touch()
+    with pytest.raises(UserError, match=r"at step 1, but that run is at step 3 and kept weights of steps 3"):
+        check_weights(runs, tmp_path / "policies")
+    kept.rename(kept.with_name("step-00000001.safetensors"))
+    check_weights(runs, tmp_path / "policies")
+
+
 def test_run_outside_a_study_has_no_arm_to_start_from(folder: Path) -> None:
     spec = load_spec("demos", [f'data.root="{folder / "demos"}"', "start.arm=flow"])
     with pytest.raises(UserError, match=r"start.arm = flow names an arm.*flowrace sweep STUDY"):
@@ -160,7 +264,12 @@ def test_run_outside_a_study_has_no_arm_to_start_from(folder: Path) -> None:
 def test_episodes_keeps_the_first_to_train_on_and_all_held_out_ones(folder: Path) -> None:
     words = [f'data.root="{folder / "demos"}"', "data.held_out=0.4", "data.frames=1"]
     full, two = (open_dataset(load_spec("demos", [*words, *more]).data) for more in ([], ["data.episodes=2"]))
-    assert full.fingerprint == two.fingerprint
+    assert full.fingerprint == two.fingerprint == content_of(full)
+    # Caches of features and bases distinguish them.
+    alone = Capabilities(two).with_parts
+    assert alone is not None
+    assert content_of(two) == content_of(alone(("video",))) != content_of(full)
+    assert samples_identity(two, np.arange(2)) != samples_identity(full, np.arange(2))
     (train, held_out), (some, same) = split(full, 0.4), split(two, 0.4)
 
     def episodes(dataset: object, index: object) -> list[bytes]:

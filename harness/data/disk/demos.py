@@ -53,6 +53,7 @@ class Demos:
         self.fingerprint = _fingerprint(keys, hashes)
         kept = _kept(spec, keys)
         self._episodes, self._keys = [found.episodes[i] for i in kept], [keys[i] for i in kept]
+        self.kept = _fingerprint(self._keys, ()) if len(kept) < len(keys) else ""
         self.steps = Clips([len(episode) for episode in self._episodes])
         self.robot = self._layout(spec, image)
         self._memory = Memory()

@@ -52,7 +52,14 @@ class SuccessClaim(Section):
             raise ValueError(f"candidate and baseline are both '{self.candidate}'")
         if not self.metric or self.beyond == self.metric:
             raise ValueError("metric and beyond name two different successes")
+        if len({name.partition("/")[0] for name in self.measures}) > 1:
+            raise ValueError(f"beyond = {self.beyond} is no stage of the task of {self.metric}")
         return self
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The successes that the claim compares."""
+        return (self.metric, self.beyond) if self.beyond else (self.metric,)
 
 
 def read_success_claims(file: Path) -> list[SuccessClaim]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.acting.network_policy import NetworkPolicy
 from harness.acting.policy import Observation
 from harness.assembly.build import backbone_config
 from harness.assembly.frozen import is_of_further_parts
@@ -24,7 +25,7 @@ from harness.data.robot import FILE
 from harness.environments.base import open_task
 from harness.errors import UserError
 from harness.policy.finetune import finetune_spec
-from harness.policy.policy import NetworkPolicy, load_policy
+from harness.policy.policy import load_policy
 from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record
 from harness.rollouts.named import run_acting

@@ -98,6 +98,22 @@ def test_baseline_records_are_those_of_the_cell(tmp_path: Path) -> None:
     assert [run.id for run in found] == ["flow-0.2-0", "flow-0.2-1"]
 
 
+def test_baseline_of_a_study_in_two_stages_starts_from_initial_weights(tmp_path: Path) -> None:
+    runs = {}
+    for episodes in (50, 200):
+        for arm in ("", "flow", "repa"):
+            for seed in (0, 1):
+                start = {"start.arm": arm, "start.run": f"{arm}{seed}", "start.run_step": 9} if arm else {}
+                name = f"{arm or 'scratch'}-{episodes}-{seed}"
+                runs[name] = write_run(tmp_path / name, seed=seed, set_={"data.episodes": episodes, **start})
+    for arm in ("scratch", "flow", "repa"):
+        found = baseline_records(runs[f"{arm}-200-0"], list(runs.values()), "flow")
+        assert [run.id for run in found] == ["scratch-200-0", "scratch-200-1"]
+    pretrained = [run for name, run in runs.items() if not name.startswith("scratch")]
+    found = baseline_records(runs["repa-50-0"], pretrained, "flow")
+    assert [run.id for run in found] == ["repa-50-0", "repa-50-1"]
+
+
 @pytest.mark.parametrize(
     ("text", "rules"),
     [
@@ -148,4 +164,7 @@ def test_target_of_success_is_reached_as_its_shortfall_falls() -> None:
     rules = parse_targets("0.8,baseline@400,90%")
     found = falling_rules("success@open-and-place", rules)
     assert [rule.value for rule in found] == [0.2, None, None] and found[1:] == rules[1:]
+    for text in ("1", "1.2"):
+        with pytest.raises(UserError, match=f"target {text} of success@pusht: expected a share below 1"):
+            falling_rules("success@pusht", parse_targets(text))
     assert falling_rules("1-success@open-and-place", rules) == falling_rules("fd:local", rules) == rules

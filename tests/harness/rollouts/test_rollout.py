@@ -20,6 +20,7 @@ from harness.environments.play import Expert, play
 from harness.errors import UserError
 from harness.records import rollouts
 from harness.records.rollouts import Rollout, read_rollout
+from harness.rollouts.named import named_rollout
 from harness.rollouts.rollout import (
     FIRST,
     Acting,
@@ -310,6 +311,18 @@ def test_command_prints_json_and_the_folder_of_the_record(tmp_path: Path) -> Non
     assert found["stages"]["opened"]["success"] == found["success"] == 1.0 and found["n"] == 3
     last = flowrace(*words).output.splitlines()[-1]
     assert last == found["out"] and len(read_rollout(Path(last)).episodes) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "expected"),
+    [(0, 5, "n = 0"), (100_001, 5, "n = 100001"), (1, 0, "batch = 0"), (1, -3, "batch = -3")],
+)
+def test_numbers_that_play_no_episode_are_errors(
+    tmp_path: Path, count: int, batch: int, expected: str
+) -> None:
+    with pytest.raises(UserError, match=f"{expected}: expected 1 to"):
+        named_rollout("random", "open-and-place", count, tmp_path, batch=batch)
+    assert not list(tmp_path.iterdir())
 
 
 def test_words_that_fit_no_policy_are_errors(tmp_path: Path) -> None:

@@ -26,15 +26,22 @@ from tests.support.runs import tiny, trained
 pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
-def curve(folder: Path, values: dict[int, float]) -> Record:
+def curve(folder: Path, values: dict[int, float], metric: str = "fd:local") -> Record:
     with RecordWriter(folder) as record:
         record.write_spec("seed = 0\n")
         record.begin({"threads": 1}, after_step=0)
         for step, value in values.items():
             row = {"mean": value, "low": None, "high": None, "n": 9}
-            metrics = {"fd:local": row}
+            metrics = {metric: row}
             record.append({"kind": "eval", "step": step, "images": 0, "metrics": metrics, "protocol": "p"})
     return Record(folder)
+
+
+def test_target_of_success_is_found_under_its_recorded_name(tmp_path: Path) -> None:
+    curve(tmp_path / "a", {10: 0.1, 20: 0.2}, "success@pusht")
+    words = ["replicate", str(tmp_path), "--metric", "success@pusht", "--target"]
+    found = CliRunner().invoke(cli, [*words, "0.5", "--json"])
+    assert (found.exit_code, json.loads(found.output)) == (0, [])
 
 
 @pytest.mark.parametrize(
