@@ -137,10 +137,10 @@ def booked(meter: Meter, phase: str, work: Callable[..., Any]) -> Callable[..., 
 
 def evaluated(evaluator: Evaluator, model: nn.Module, way: str) -> tuple[float, dict[str, float]]:
     """Return the seconds of one evaluation, and its values by metric."""
-    threads, apart = WAYS[way]
+    threads, separate = WAYS[way]
     torch.set_num_threads(threads)
     found: list[Any] = []
-    with mock.patch.object(evaluators, "FeaturePass", InThread) if apart else nullcontext():
+    with mock.patch.object(evaluators, "FeaturePass", InThread) if separate else nullcontext():
         seconds = timed(lambda: found.append(evaluator(model)), CPU)
     torch.set_num_threads(1)
     return seconds, {name: row["mean"] for name, row in found[0].rows.items()}
@@ -163,7 +163,7 @@ def measured(spec: RunSpec, rounds: int) -> dict[str, Any]:
     chosen = sorted(phases, key=lambda found: sum(found.values()))[len(phases) // 2]
     total = sum(chosen.values())
     medians = {way: statistics.median(seconds) for way, seconds in ways.items()}
-    first, apart, _ = WAYS
+    first, separate, _ = WAYS
     return {
         "what": described(spec),
         "rounds": rounds,
@@ -175,7 +175,7 @@ def measured(spec: RunSpec, rounds: int) -> dict[str, Any]:
         "time of one thread over": {
             way: round(medians[first] / seconds, 3) for way, seconds in medians.items() if way != first
         },
-        "equal values with features in another thread": values[apart] == values[first],
+        "equal values with features in another thread": values[separate] == values[first],
     }
 
 
