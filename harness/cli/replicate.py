@@ -12,6 +12,7 @@ import click
 from harness.config.options import JSON_OPTION
 from harness.errors import UserError, unknown
 from harness.records.evaluations import recorded_name
+from harness.records.measured import metric_names
 from harness.records.record import Record, find_records
 from harness.records.run_targets import targets_of_run
 from harness.records.targets import parse_targets
@@ -76,7 +77,7 @@ def replicate(
 
 def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:
     """Raise `UserError` if no run has been evaluated, or none by one of the metrics."""
-    known = {name for record in records for event in record.of("eval") for name in event["metrics"]}
+    known = {name for record in records for name in metric_names(record)}
     if not known:
         raise UserError("no run has been evaluated yet, so there is nothing to evaluate again")
     for metric in metrics:

@@ -1,57 +1,63 @@
-"""The events of a run as reports read them: train lines as columns of numbers, all other events as objects.
+"""The events of a run as reports read them: train lines and evaluations as columns, others as objects.
 
-A long run has thousands of train lines, of which a report needs costs by step. As columns they take less
-memory and time than as objects; `python -m benchmarks.big_studies --before CHECKOUT` measures commands.
-Every train line is checked as `events.py` does; a file that has another form is read there, line by line.
+A long run has thousands of lines, of which a report needs costs by step and means of metrics. As columns they
+take less memory and time than as objects; `python -m benchmarks.big_studies --before CHECKOUT` measures
+commands. Every line is checked as `events.py` does; a file that has another form is read there, line by line.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.records.columns import (
+    AMOUNTS,
+    TRAINING_PHASES,
+    CostColumns,
+    are_amounts,
+    are_values,
+    end_events,
+    fields_of,
+    is_complete,
+    last_line,
+    read_table,
+    struct_type,
+    training_seconds,
+)
+from harness.records.evaluation_columns import (
+    EVALUATION,
+    EvaluationColumns,
+    read_evaluation_columns,
+    share_texts,
+)
 from harness.records.events import Event, check_finished, events_in, parse_lines, read_content
-from harness.records.shapes import LARGEST, event_fault
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
-"""The phases that count towards time to target. Eval, checkpoint, gradients, tracking and warmup are booked
-but do not count."""
 TRAIN = b'{"kind":"train",'
 """The start of a train line as the writer of records writes it."""
 WORTH = 65_536
 """Bytes of a file from which on columns are faster, because their library needs time to start."""
 LONGEST = 4096
-"""Most bytes of a train line in columns; they bound the depth and the number of its fields."""
-AMOUNTS, VALUES, TABLES = ("images", "flops"), ("loss", "grad_norm", "learning_rate"), ("seconds", "losses")
+"""Most bytes of a line in columns; they bound the depth and the number of its fields."""
+VALUES, TABLES = ("loss", "grad_norm", "learning_rate"), ("seconds", "losses")
 NEEDED = ("step", "loss", *AMOUNTS, "seconds")
-
-
-@dataclass(frozen=True)
-class TrainColumns:
-    """Costs up to each train line, in order; NaN for those that a line does not have."""
-
-    steps: np.ndarray
-    images: np.ndarray
-    flops: np.ndarray
-    seconds: np.ndarray
-    """Summed over the training phases."""
 
 
 @dataclass(frozen=True)
 class EventLog:
     """The events of a run, without the objects of its train lines except the last."""
 
+    evaluations: Sequence[Event]
+    """Evaluations during training, in order: `EvaluationColumns`, or objects."""
     others: list[Event]
-    """All events except train lines, in order."""
-    trained: TrainColumns | None
+    """All events except train lines and evaluations, in order."""
+    trained: CostColumns | None
     """None once they were taken (`Record.take_columns`)."""
     last_trained: Event | None
     last: Event | None
@@ -61,15 +67,15 @@ class EventLog:
 
 
 def read_log(file: Path) -> EventLog:
-    """Return the events of a file as `read_events` does, train lines as columns."""
+    """Return the events of a file as `read_events` does, train lines and evaluations as columns."""
     return _log(file, read_content(file))
 
 
 def read_finished_log(file: Path, steps: int | None) -> EventLog:
-    """Return the events of a finished run as `read_finished` does, train lines as columns."""
+    """Return the events of a finished run as `read_finished` does, in columns as `read_log`."""
     content = read_content(file)
     log = _log(file, content)
-    check_finished(file, content, log.others, log.last, steps)
+    check_finished(file, content, _last_step(log.evaluations), log.last, steps)
     return log
 
 
@@ -77,7 +83,8 @@ def log_of(events: Sequence[Event]) -> EventLog:
     """Return events that were read as objects."""
     trained = [event for event in events if event["kind"] == "train"]
     return EventLog(
-        [event for event in events if event["kind"] != "train"],
+        [event for event in events if event["kind"] == "eval"],
+        [event for event in events if event["kind"] not in ("train", "eval")],
         _columns_of(trained),
         trained[-1] if trained else None,
         events[-1] if events else None,
@@ -90,136 +97,131 @@ def _log(file: Path, content: bytes) -> EventLog:
     return log_of(events_in(file, content.split(b"\n")[:-1])) if found is None else found
 
 
+def _last_step(evaluations: Sequence[Event]) -> int:
+    """Return the highest step of evaluations; 0 without one."""
+    if isinstance(evaluations, EvaluationColumns):
+        return int(evaluations.costs.steps.max())
+    return max((event["step"] for event in evaluations), default=0)
+
+
 def _in_columns(content: bytes) -> EventLog | None:
     """Return the log of complete lines; None if they are not all of the writer's form."""
-    starts, ends, is_train = _lines(content)
-    if not is_train.any() or (ends - starts)[is_train].max() > LONGEST:
+    lines = _Lines.of(content)
+    is_train, is_eval = lines.start_with(TRAIN), lines.start_with(EVALUATION)
+    if not is_train.any() or lines.longest(is_train) > LONGEST:
         return None
-    between = list(zip(starts[~is_train].tolist(), ends[~is_train].tolist(), strict=True))
-    others = parse_lines([content[start : end - 1] for start, end in between])
-    if others is None or any(event["kind"] == "train" for event in others):
+    trained = lines.joined(is_train)
+    costs = _read_columns(trained, int(is_train.sum()))
+    if costs is None:
         return None
-    cuts = [0, *(place for line in between for place in line), int(ends[-1])]
-    trained = b"".join(content[cuts[i] : cuts[i + 1]] for i in range(0, len(cuts), 2))
-    columns = _read_columns(trained, int(is_train.sum()))
-    if columns is None:
+    evaluations = _evaluation_columns(lines, is_eval)
+    is_object = ~is_train if evaluations is None else ~(is_train | is_eval)
+    objects = parse_lines(lines.joined(is_object).split(b"\n")[:-1])
+    if objects is None:
         return None
-    for event in others:
-        event["kind"] = sys.intern(event["kind"])
-        if "protocol" in event:
-            event["protocol"] = sys.intern(str(event["protocol"]))
-    last_trained: Event = json.loads(_last_line(trained))
-    after = int(is_train[::-1].argmax())
-    ends_of = [last_trained, *others[len(others) - after :]]
-    timed = next(event for event in reversed(ends_of) if "seconds" in event)
-    return EventLog(others, columns, last_trained, ends_of[-1], timed)
+    evaluated = [share_texts(event) for event in objects if event["kind"] == "eval"]
+    others = [share_texts(event) for event in objects if event["kind"] != "eval"]
+    if any(event["kind"] == "train" for event in others) or (evaluations is not None and evaluated):
+        return None
+    last_trained: Event = json.loads(last_line(trained))
+    events = dict(zip(is_object.nonzero()[0].tolist(), objects, strict=True))
+    events[int(is_train.nonzero()[0][-1])] = last_trained
+    if evaluations is not None:
+        events[int(is_eval.nonzero()[0][-1])] = evaluations.last
+    last = [events[place] for place in sorted(events)]
+    timed = next(event for event in reversed(last) if "seconds" in event)
+    return EventLog(
+        evaluated if evaluations is None else evaluations, others, costs, last_trained, last[-1], timed
+    )
 
 
-def _lines(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the start and the end of each complete line, and whether it starts as a train line."""
-    import numpy as np
-
-    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
-    starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
-    # A text at each byte. The bytes added to the content complete the last of them.
-    heads = np.ndarray(len(content) + 1, f"S{len(TRAIN)}", content + TRAIN, strides=(1,))
-    return starts, ends, heads[starts] == TRAIN
+def _evaluation_columns(lines: _Lines, is_eval: np.ndarray) -> EvaluationColumns | None:
+    if not is_eval.any() or lines.longest(is_eval) > LONGEST:
+        return None
+    return read_evaluation_columns(lines.joined(is_eval), int(is_eval.sum()))
 
 
-def _last_line(content: bytes) -> bytes:
-    return content[content.rfind(b"\n", 0, -1) + 1 : -1]
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """The complete lines of a file."""
+
+    content: bytes
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, content: bytes) -> _Lines:
+        import numpy as np
+
+        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+        return cls(content, np.concatenate([[0], ends])[:-1].astype(np.int64), ends)
+
+    def start_with(self, head: bytes) -> np.ndarray:
+        """Return whether each line starts with a text."""
+        import numpy as np
+
+        # A text at each byte. The bytes added to the content complete the last of them.
+        heads = np.ndarray(len(self.content) + 1, f"S{len(head)}", self.content + head, strides=(1,))
+        return heads[self.starts] == head
+
+    def longest(self, chosen: np.ndarray) -> int:
+        return int((self.ends - self.starts)[chosen].max())
+
+    def joined(self, chosen: np.ndarray) -> bytes:
+        """Return the chosen lines, each with its line break."""
+        import numpy as np
+
+        edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+        pieces = zip(self.starts[edges[::2]].tolist(), self.ends[edges[1::2] - 1].tolist(), strict=True)
+        return b"".join(self.content[start:end] for start, end in pieces)
 
 
-def _read_columns(content: bytes, count: int) -> TrainColumns | None:
+def _read_columns(content: bytes, count: int) -> CostColumns | None:
     """Return the columns of train lines; None if a line has another form, or a value that is not valid."""
-    import pyarrow as pa
-    import pyarrow.json
-
-    schema = _schema(content[: content.index(b"\n")], _last_line(content))
-    if schema is None:
-        return None
-    try:
-        table = pyarrow.json.read_json(
-            pa.BufferReader(content),
-            pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
-            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
-            # Its default pool keeps what it frees.
-            pa.system_memory_pool(),
-        )
-    except (ValueError, pa.ArrowException):
-        return None
+    schema = _schema(content)
+    table = None if schema is None else read_table(content, count, schema)
     # A field without a value may be absent from a line, which is valid, or null, which may not be.
-    if table.num_rows != count or (_lacks(table) and b"null" in content):
+    if table is None or (_lacks(table) and b"null" in content):
         return None
     return _checked(table)
 
 
-def _schema(*lines: bytes) -> pa.Schema | None:
-    """Return the types of the fields that these lines have; None if one is no valid event."""
+def _schema(content: bytes) -> pa.Schema | None:
+    """Return the types of the fields that the first and the last line have; None if one is no valid event."""
     import pyarrow as pa
 
-    tables: dict[str, dict[str, None]] = {name: {} for name in TABLES}
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
-        if event_fault(event):
-            return None
-        for name in TABLES:
-            tables[name] |= dict.fromkeys(event.get(name, {}))
+    ends = end_events(content)
+    if ends is None:
+        return None
+    tables = {name: [key for event in ends for key in event.get(name, {})] for name in TABLES}
     numbers = [(name, pa.float64()) for name in (*AMOUNTS, *VALUES)]
-    structs = [
-        (name, pa.struct([(key, pa.float64()) for key in keys])) for name, keys in tables.items() if keys
-    ]
+    structs = [(name, struct_type(dict.fromkeys(keys))) for name, keys in tables.items() if keys]
     return pa.schema([("kind", pa.string()), ("step", pa.int64()), *numbers, *structs])
 
 
-def _checked(table: pa.Table) -> TrainColumns | None:
+def _checked(table: pa.Table) -> CostColumns | None:
     """Return the costs of a table whose values are those of events; None for another one."""
-    import numpy as np
-
     # Every optional struct is in all lines or in none, because a null would hide which line lacks it.
     present = [name for name in table.column_names if table[name].null_count < table.num_rows]
-    complete = (*NEEDED, *(name for name in TABLES if name in present))
-    if any(name not in present or table[name].null_count for name in complete):
+    if not is_complete(table, (*NEEDED, *(name for name in TABLES if name in present))):
         return None
-    # A number that a line may lack is NaN there, which no comparison below finds.
-    seconds, losses = (_fields(table, name) if name in present else {} for name in TABLES)
-    numbers = {name: table[name].to_numpy() for name in ("step", *AMOUNTS, *VALUES) if name in present}
-    amounts = [numbers["step"], *(numbers[name] for name in AMOUNTS), *seconds.values()]
-    values = [*(numbers[name] for name in VALUES if name in numbers), *losses.values()]
-    with np.errstate(invalid="ignore"):
-        if any((column < 0).any() or (column >= LARGEST).any() for column in amounts):
-            return None
-        if any((np.isfinite(column) & (np.abs(column) >= LARGEST)).any() for column in values):
-            return None
-    if any(np.isnan(numbers[name]).any() for name in AMOUNTS):
+    seconds, losses = (fields_of(table[name].combine_chunks()) if name in present else {} for name in TABLES)
+    costs = [table[name] for name in ("step", *AMOUNTS)]
+    values = [*(table[name] for name in VALUES if name in present), *losses.values()]
+    if not (are_amounts([*costs, *seconds.values()]) and are_values(values)):
         return None
-    total = np.zeros(table.num_rows)
-    for phase in TRAINING_PHASES:
-        if phase in seconds:
-            total += np.nan_to_num(seconds[phase])
-    return TrainColumns(numbers["step"], numbers["images"], numbers["flops"], total)
+    steps, images, flops = (column.to_numpy() for column in costs)
+    return CostColumns(steps, images, flops, training_seconds(seconds, table.num_rows))
 
 
 def _lacks(table: pa.Table) -> bool:
     """Return whether a field of a line has no value."""
     structs = [table[name].combine_chunks() for name in TABLES if name in table.column_names]
-    fields = [struct.field(place) for struct in structs for place in range(struct.type.num_fields)]
+    fields = [column for struct in structs for column in fields_of(struct).values()]
     return any(column.null_count for column in (*table.columns, *fields))
 
 
-def _fields(table: pa.Table, name: str) -> dict[str, np.ndarray]:
-    """Return the columns of a struct by name, NaN if a line lacks a field."""
-    struct = table[name].combine_chunks()
-    return {
-        struct.type.field(place).name: struct.field(place).to_numpy(zero_copy_only=False)
-        for place in range(struct.type.num_fields)
-    }
-
-
-def _columns_of(events: Sequence[Event]) -> TrainColumns:
+def _columns_of(events: Sequence[Event]) -> CostColumns:
     import numpy as np
 
     def column(name: str) -> np.ndarray:
@@ -230,4 +232,4 @@ def _columns_of(events: Sequence[Event]) -> TrainColumns:
         for event in events
     ]
     steps = np.array([event["step"] for event in events], dtype=np.int64)
-    return TrainColumns(steps, column("images"), column("flops"), np.array(seconds, dtype=float))
+    return CostColumns(steps, column("images"), column("flops"), np.array(seconds, dtype=float))

@@ -31,15 +31,13 @@ def read_finished(file: Path, steps: int | None) -> list[Event]:
     """
     content = read_content(file)
     events = _parsed(file, content)
-    check_finished(file, content, events, events[-1] if events else None, steps)
+    evaluated = max((event["step"] for event in events if event["kind"] == "eval"), default=0)
+    check_finished(file, content, evaluated, events[-1] if events else None, steps)
     return events
 
 
-def check_finished(
-    file: Path, content: bytes, events: Sequence[Event], last: Event | None, steps: int | None
-) -> None:
-    """Raise `UserError` if the end of a finished run is missing. `events` include all evaluations."""
-    evaluated = max((event["step"] for event in events if event["kind"] == "eval"), default=0)
+def check_finished(file: Path, content: bytes, evaluated: int, last: Event | None, steps: int | None) -> None:
+    """Raise `UserError` if the end of a finished run, evaluated up to a step, is missing."""
     if not content.endswith(b"\n") or (steps is not None and evaluated < steps):
         raise _cut_short(file, last, steps)
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -47,7 +47,9 @@ from harness.files.files import (
     read_tail,
 )
 from harness.files.parse import parse_json, parse_toml
+from harness.records.columns import TRAINING_PHASES as TRAINING_PHASES
 from harness.records.early_end import EarlyEnd, parse_early_end
+from harness.records.evaluation_columns import EvaluationColumns
 from harness.records.evaluations import (
     Conditions,
     Evaluation,
@@ -57,8 +59,7 @@ from harness.records.evaluations import (
     read_evaluations,
     read_protocols,
 )
-from harness.records.event_log import TRAINING_PHASES as TRAINING_PHASES
-from harness.records.event_log import EventLog, TrainColumns, read_finished_log, read_log
+from harness.records.event_log import CostColumns, EventLog, read_finished_log, read_log
 from harness.records.events import read_events, read_finished
 from harness.records.record_chain import (
     EVENTS,
@@ -132,10 +133,10 @@ class Record:
 
     @cached_property
     def log(self) -> EventLog:
-        """The same events with train lines as columns, which take a fraction of the memory."""
+        """The same events with train lines and evaluations as columns, of a fraction of the memory."""
         return self._read_log()
 
-    def take_columns(self) -> TrainColumns:
+    def take_columns(self) -> CostColumns:
         """Return the train lines as columns, and do not keep them: costs take their place in a report."""
         columns = self.log.trained
         if columns is None:
@@ -167,7 +168,7 @@ class Record:
         for each step.
         """
         if kind == "eval":
-            return self._evaluated
+            return list(self._trained) if self._is_plain else self._evaluated
         events = self.events if kind == "train" else self.log.others
         return [event for event in events if event["kind"] == kind]
 
@@ -177,14 +178,19 @@ class Record:
         return self.log.last_trained
 
     @property
-    def _trained(self) -> list[dict[str, Any]]:
+    def columns(self) -> EvaluationColumns | None:
+        """The evaluations of `of("eval")` as columns; None if they are not all of one form."""
+        found = self._trained
+        return found if isinstance(found, EvaluationColumns) and self._is_plain else None
+
+    @property
+    def _trained(self) -> Sequence[dict[str, Any]]:
         """The evaluations during training, in order."""
-        return [event for event in self.log.others if event["kind"] == "eval"]
+        return self.log.evaluations
 
     @cached_property
     def _evaluated(self) -> list[dict[str, Any]]:
-        if self._is_plain:
-            return self._trained
+        """The evaluations under the record's conditions, from those during training and later ones."""
         trained = {event["step"]: event for event in self._trained}
         steps = merged(one for one in self.evaluations if one.conditions == self.shown_conditions)
         return [
@@ -219,7 +225,10 @@ class Record:
     @cached_property
     def _conditions(self) -> dict[str, Conditions]:
         """The conditions of every protocol of an evaluation, by its hash, in order."""
-        keys = dict.fromkeys(str(line.get("protocol")) for line in (*self._trained, *self._later_lines))
+        trained = self._trained
+        columns = isinstance(trained, EvaluationColumns)
+        own = trained.protocols if columns else [str(line.get("protocol")) for line in trained]
+        keys = dict.fromkeys((*own, *(str(line.get("protocol")) for line in self._later_lines)))
         return {key: conditions_of(key, self.protocols) for key in keys}
 
     @cached_property
@@ -230,12 +239,7 @@ class Record:
             # A run that has not started has no spec either.
             return True
         shown = self.shown_conditions
-        return (
-            not self._later_lines
-            and list(self._conditions.values()) == [shown]
-            and all(a["step"] < b["step"] for a, b in pairwise(trained))
-            and all(map(is_merged, trained))
-        )
+        return not self._later_lines and list(self._conditions.values()) == [shown] and _in_order(trained)
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
@@ -373,6 +377,14 @@ class Record:
     def last_step(self) -> int:
         """The step of the last event; 0 before the first."""
         return self.log.last["step"] if self.log.last else 0
+
+
+def _in_order(trained: Sequence[dict[str, Any]]) -> bool:
+    """Return whether there is one evaluation a step, each as `merged` returns it."""
+    if isinstance(trained, EvaluationColumns):
+        steps = trained.costs.steps
+        return bool((steps[1:] > steps[:-1]).all())
+    return all(a["step"] < b["step"] for a, b in pairwise(trained)) and all(map(is_merged, trained))
 
 
 def _without_metrics(event: Mapping[str, Any]) -> dict[str, Any]:

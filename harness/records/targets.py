@@ -21,14 +21,14 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from harness.config.training_spec import DECAYS_TO_THE_END
 from harness.errors import UserError
-from harness.records.evaluations import falling, row_of
+from harness.records.evaluations import falling
 from harness.records.flatten import flatten
+from harness.records.measured import measured
 from harness.records.record import Record
 
 FORMS = "8.0, a list 8,10, baseline@400, or 90% (of the way to the baseline's final value)"
@@ -121,17 +121,6 @@ def antitonic(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarr
     return np.exp(isotonic_regression(np.log(values), weights=weights, increasing=False).x)
 
 
-def replicate_weights(values: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Return the number of replicates of each evaluation as weights of the fit; None if all are equal.
-
-    They are proportional to 1 / variance of log metric. The variance measured over replicates is not used:
-    with three of them it is so uncertain that times to target become noisier
-    (benchmarks/operating_characteristics.py, `weights`).
-    """
-    counts = [float(len(value.get("replicates", (0,)))) for value in values]
-    return np.asarray(counts) if len(set(counts)) > 1 else None
-
-
 def target_value(rule: TargetRule, fits: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
     """Return the target, from (steps, fitted values) of each finished run of the arm that sets it.
 
@@ -157,13 +146,10 @@ def target_value(rule: TargetRule, fits: Sequence[tuple[np.ndarray, np.ndarray]]
 
 def fit_of(record: Record, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return steps after 0 and the fitted metric of a record; None if it was not evaluated."""
-    found = [(e["step"], row_of(e, metric)) for e in record.of("eval") if e["step"] > 0]
-    steps = [step for step, row in found if row is not None]
-    values = [row for _, row in found if row is not None]
-    means = np.asarray([value["mean"] for value in values], dtype=float)
-    if not steps or not (np.isfinite(means) & (means > 0)).all():
+    found = measured(record, metric)
+    if found is None or not (np.isfinite(found.means) & (found.means > 0)).all():
         return None
-    return np.asarray(steps, dtype=float), antitonic(means, replicate_weights(values))
+    return found.steps, antitonic(found.means, found.weights)
 
 
 def baseline_records(record: Record, records: Sequence[Record], baseline: str) -> list[Record]:

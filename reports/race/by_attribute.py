@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from harness.config.data_spec import DataParts
 from harness.errors import UserError
-from harness.records.evaluations import SHORTFALL, recorded_name, row_of
+from harness.records.evaluations import SHORTFALL, recorded_name
+from harness.records.measured import last_row, metric_names
 from harness.records.targets import TargetRule
 from reports.race.race import Race, race_at
 from reports.race.run import RaceRun
@@ -51,8 +52,7 @@ def by_attribute(race: Race) -> tuple[AttributeRace, ...]:
 
 def _metrics(race: Race) -> Iterator[str]:
     """Yield the metrics of attributes, falling ones."""
-    events = (event for run in race.runs for event in run.record.of("eval"))
-    for name in dict.fromkeys(name for event in events for name in event["metrics"]):
+    for name in dict.fromkeys(name for run in race.runs for name in metric_names(run.record)):
         if name.startswith(LOSS) and name.removeprefix(LOSS) not in PARTS:
             yield name
         elif name.startswith(OBEYS) and "/" not in name:
@@ -89,5 +89,4 @@ def _words(metric: str) -> str:
 
 
 def _samples(run: RaceRun, metric: str) -> int | None:
-    rows = [row for event in run.record.of("eval") if (row := row_of(event, metric)) is not None]
-    return rows[-1].get("n")
+    return (last_row(run.record, metric) or {}).get("n")

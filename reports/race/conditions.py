@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from harness.errors import UserError, unknown
-from harness.records.evaluations import Conditions, first_scale, row_of, varied
+from harness.records.evaluations import Conditions, first_scale, varied
+from harness.records.measured import last_evaluation, last_row
 from harness.records.record import Record
 from reports.race.protocols import protocols_of
 
@@ -43,8 +44,8 @@ def conditions_of(record: Record, metric: str) -> list[dict[str, Any]]:
     spec = dict(record.spec.get("eval", {}))
     if "guidance" in spec:
         spec["guidance"] = first_scale(spec["guidance"])
-    values = [row for event in record.of("eval") if (row := row_of(event, metric)) is not None]
-    n = {"n_fake": values[-1]["n"]} if values and values[-1].get("n") else {}
+    last = last_row(record, metric) or {}
+    n = {"n_fake": last["n"]} if last.get("n") else {}
     tables = [spec if "sampler" not in fields else fields for fields in protocols_of(record, metric).values()]
     return [n | {name: table[name] for name in FIELDS if name in table} for table in tables]
 
@@ -94,7 +95,7 @@ def select(records: Sequence[Record], text: str) -> list[Record]:
         nearest = min(matching, key=lambda one: len(varied([one, own])), default=None)
         # Conditions that the run does not have leave it without evaluations.
         found.append(record.under(nearest or absent(text)))
-    if not any(record.of("eval") for record in found):
+    if all(last_evaluation(record) is None for record in found):
         every = list(dict.fromkeys(view for record in records for view in record.views))
         known = "; ".join(one.name(every) or "a single set of conditions" for one in every)
         raise UserError(f"--protocol {text}: no run was evaluated under it (evaluated under: {known})")

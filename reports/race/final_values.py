@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from harness.records.measured import last_evaluation
 from reports.race.metric_notes import noise_floors
 from reports.race.race import Race
 from reports.race.run import RaceRun
@@ -46,8 +47,8 @@ def real_sample_values(race: Race) -> dict[str, dict[str, float]]:
 def _of_arm(runs: Sequence[RaceRun], label: str) -> Iterator[FinalValue]:
     ends: dict[str, dict[int, list[float]]] = {}
     ended = [run.record for run in runs if run.record.status == "done" and run.record.early_end is None]
-    for last in (record.of("eval")[-1:] for record in ended):
-        for event in last:
+    for event in map(last_evaluation, ended):
+        if event is not None:
             for metric, value in event["metrics"].items():
                 ends.setdefault(metric, {}).setdefault(event["step"], []).append(value["mean"])
     for metric, by_step in ends.items():

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from harness.records.evaluations import recorded_name
+from harness.records.measured import evaluation_errors
 from reports.race.race import Race
 from reports.race.run import RaceRun
 
@@ -32,9 +33,7 @@ def _favours(race: Race) -> list[str]:
 def _failures(race: Race) -> list[str]:
     failed: Counter[str] = Counter()
     for run in race.runs:
-        for event in run.record.of("eval"):
-            if "errors" in event:
-                failed.update(f"{name} ({reason})" for name, reason in event["errors"].items())
+        failed.update(f"{name} ({reason})" for name, reason in evaluation_errors(run.record))
     return [f"Could not be computed at {_times(count)}: {what}." for what, count in sorted(failed.items())]
 
 

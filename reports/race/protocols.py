@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.records.evaluations import SUCCESS, belongs, protocol_of, recorded_name
+from harness.records.evaluations import SUCCESS, belongs, recorded_name
+from harness.records.measured import protocol_hashes
 from harness.records.record import Record
 
 OF_SUCCESS = ("sampler", "n_fake", "ema_precision")
@@ -28,8 +29,7 @@ def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
     metric = recorded_name(metric)
     known = {key: about["protocol"] for key, about in record.protocols.items() if "protocol" in about}
     protocols: dict[str, Mapping[str, Any]] = {}
-    measured = (e for e in record.of("eval") if metric in e["metrics"])
-    for key in {protocol_of(e, metric) for e in measured}:
+    for key in protocol_hashes(record, metric):
         if key in known:
             fields = narrowed(known[key], metric)
             protocols[_digest(fields) if fields != known[key] else key] = fields

@@ -12,6 +12,7 @@ import numpy as np
 from harness.errors import UserError, unknown
 from harness.records.evaluations import falling, recorded_name
 from harness.records.integrity import named_misfits
+from harness.records.measured import metric_names
 from harness.records.record import Record, find_records
 from harness.records.study_folder import PlanEntry, PlanExclusion
 from harness.records.targets import TargetRule, falling_rules
@@ -281,9 +282,7 @@ def _metric(records: Sequence[Record], requested: str | None) -> str:
 
     Raises `UserError` if no run was evaluated, or not by the requested metric.
     """
-    names = list(
-        dict.fromkeys(name for record in records for e in record.of("eval") for name in e["metrics"])
-    )
+    names = list(dict.fromkeys(name for record in records for name in metric_names(record)))
     if not names:
         raise UserError("no run has been evaluated yet; a report needs at least one evaluation")
     if requested is not None and recorded_name(requested) not in names:

@@ -14,13 +14,12 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.records.early_end import EarlyEnd
-from harness.records.evaluations import row_of
-from harness.records.record import TRAINING_PHASES, Record
-from harness.records.targets import antitonic, replicate_weights
+from harness.records.measured import evaluation_costs, measured
+from harness.records.record import Record
+from harness.records.targets import antitonic
 
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
 CLOCK_AXES = ("seconds", "gpu_seconds")
-NOTHING = (0.0,) * len(TRAINING_PHASES)
 
 
 @dataclass(frozen=True)
@@ -157,13 +156,11 @@ def slope_at(curve: Curve, step: float) -> float | None:
 
 def curve_of(record: Record, metric: str) -> Curve | None:
     """Return the curve of a metric in a record; None if it was not evaluated after step 0."""
-    rows = {event["step"]: row_of(event, metric) for event in record.of("eval") if event["step"] > 0}
-    values = {step: row for step, row in rows.items() if row is not None}
-    if not values:
+    found = measured(record, metric)
+    if found is None:
         return None
-    means = [row["mean"] for row in values.values()]
     try:
-        return fit(list(values), means, replicate_weights(list(values.values())))
+        return fit(found.steps, found.means, found.weights)
     except UserError as error:
         raise UserError(f"run {record.id}, {metric}: {error}") from error
 
@@ -174,28 +171,28 @@ def costs_of(record: Record) -> Costs:
     Seconds cover the training phases only; evaluation, checkpoints, tracking and warm-up (compilation) are
     left out.
     """
-    trained, evaluated = record.take_columns(), record.of("eval")
-    steps = np.concatenate([trained.steps, np.array([e["step"] for e in evaluated], dtype=np.int64)])
+    trained, evaluated = record.take_columns(), evaluation_costs(record)
+    steps = np.concatenate([trained.steps, evaluated.steps])
     order = np.argsort(steps, kind="stable")
     # Of several lines at a step the last one counts.
     kept = order[np.diff(steps[order], append=np.iinfo(np.int64).max) > 0]
     kept = kept[steps[kept] > 0]
 
-    def totals(column: np.ndarray, values: list[float]) -> np.ndarray:
-        found = np.concatenate([column, np.array(values, dtype=float)])[kept]
+    def totals(of_train: np.ndarray, of_evaluations: np.ndarray) -> np.ndarray:
+        found = np.concatenate([of_train, of_evaluations])[kept]
         if np.isnan(found).any():
             raise UserError(f"run {record.id}: a train line has no images, flops or seconds")
         return np.concatenate([[0.0], found])
 
-    seconds = totals(trained.seconds, [training_seconds(e["seconds"]) for e in evaluated])
+    seconds = totals(trained.seconds, evaluated.seconds)
     at = np.concatenate([[0.0], steps[kept]])
     devices = _devices(record, at[1:])
     found = Costs(
         at,
         {
             "steps": at,
-            "images": totals(trained.images, [e["images"] for e in evaluated]),
-            "flops": totals(trained.flops, [e["flops"] for e in evaluated]),
+            "images": totals(trained.images, evaluated.images),
+            "flops": totals(trained.flops, evaluated.flops),
             "seconds": seconds,
             "gpu_seconds": np.concatenate([[0.0], np.cumsum(np.diff(seconds) * devices)]),
         },
@@ -209,8 +206,3 @@ def _devices(record: Record, steps: np.ndarray) -> np.ndarray:
     for start in record.environment:
         devices[steps > start.get("after_step", 0)] = start.get("devices", 1)
     return devices
-
-
-def training_seconds(seconds: dict[str, float]) -> float:
-    """Return the sum over the phases that training needs."""
-    return sum(map(seconds.get, TRAINING_PHASES, NOTHING))

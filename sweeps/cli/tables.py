@@ -17,6 +17,7 @@ from harness.costs.disk import disk_bytes
 from harness.files.progress import format_duration
 from harness.files.terminal import Console
 from harness.records.evaluations import without_parts
+from harness.records.measured import last_evaluation
 from harness.records.record import TRAINING_PHASES, Record, failure_reason
 from sweeps.plan.budget import count_flops
 from sweeps.plan.missing_weights import find_missing, missing_lines
@@ -188,8 +189,8 @@ def _described(state: RunState, directory: Path) -> dict[str, Any]:
 def _measured(run: Path) -> dict[str, Any]:
     """Return the means of a run's last evaluation, and its training seconds."""
     record = Record(run)
-    evaluated, trained = record.of("eval"), record.last_trained
-    metrics = {name: value["mean"] for name, value in evaluated[-1]["metrics"].items()} if evaluated else {}
+    last, trained = last_evaluation(record), record.last_trained
+    metrics = {} if last is None else {name: value["mean"] for name, value in last["metrics"].items()}
     return {"metrics": metrics, "training_seconds": _training_seconds(trained) if trained else 0.0}
 
 

@@ -154,3 +154,16 @@ def test_big_studies_benchmark_measures_every_command(tmp_path: Path) -> None:
     ends = [found["after"][size]["audit"]["cpu seconds"] for size in ("4", "6")]
     growth = found["growth"]["audit"]["cpu seconds of a further run"]["4 to 6"]
     assert growth == pytest.approx((ends[1] - ends[0]) / 2, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_networks")
+def test_evaluation_benchmark_books_every_second_on_one_phase() -> None:
+    from benchmarks.evaluation import measured
+
+    found = measured(tiny(), 1)
+    phases = found["seconds by phase"]
+    assert sum(phases.values()) == pytest.approx(found["seconds"], abs=0.01)
+    assert phases.pop("decoding") == 0 and phases["network"] > 0
+    assert sum(found["share by phase"].values()) == pytest.approx(1, abs=1e-3)
+    assert found["equal values with features in another thread"]

@@ -10,6 +10,7 @@ from harness.errors import UserError
 from harness.records.evaluations import first_scale
 from harness.records.in_threads import in_threads
 from harness.records.integrity import misfits
+from harness.records.measured import metric_names
 from harness.records.mlflow_copy import is_file_store
 from harness.records.record import Record, find_records
 from reports.audit.inputs.claim import Claim
@@ -214,6 +215,4 @@ def times_of(record: Record) -> RunTimes:
 
 
 def _metrics(record: Record) -> list[str]:
-    return sorted(
-        {name for event in Record(record.path, record.conditions).of("eval") for name in event["metrics"]}
-    )
+    return sorted(metric_names(Record(record.path, record.conditions)))

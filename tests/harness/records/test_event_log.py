@@ -1,4 +1,4 @@
-"""Train lines as columns: the same numbers as objects, and the same errors."""
+"""Train lines and evaluations as columns: the same numbers as objects, and the same errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from harness.errors import UserError
-from harness.records import event_log
-from harness.records.event_log import TRAINING_PHASES, EventLog, log_of, read_log
+from harness.records import event_log, measured
+from harness.records.columns import TRAINING_PHASES, CostColumns
+from harness.records.evaluation_columns import EvaluationColumns
+from harness.records.event_log import EventLog, log_of, read_log
 from harness.records.events import read_events
 from harness.records.in_threads import read_ahead
 from harness.records.record import EVENTS, Record
@@ -53,11 +55,16 @@ def written(file: Path, lines: list[bytes], end: bytes = b"\n") -> Path:
 
 
 def assert_same(found: EventLog, expected: EventLog) -> None:
-    assert found.others == expected.others and found.last_trained == expected.last_trained
+    assert list(found.evaluations) == expected.evaluations and found.others == expected.others
+    assert found.last_trained == expected.last_trained
     assert found.last == expected.last and found.last_timed == expected.last_timed
     assert found.trained is not None and expected.trained is not None
+    assert_same_costs(found.trained, expected.trained)
+
+
+def assert_same_costs(found: CostColumns, expected: CostColumns) -> None:
     for name in ("steps", "images", "flops", "seconds"):
-        ours, theirs = getattr(found.trained, name), getattr(expected.trained, name)
+        ours, theirs = getattr(found, name), getattr(expected, name)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs), name
 
 
@@ -113,6 +120,7 @@ def test_the_last_event_with_seconds_may_be_of_any_kind(tmp_path: Path) -> None:
         {"losses": {"flow": 1e300}},
         {"grad_norm": []},
         {"images": float("nan")},
+        {"seconds": {"student": float("nan")}},
     ],
     ids=str,
 )
@@ -199,3 +207,105 @@ def test_reading_ahead_leaves_errors_to_the_first_use(tmp_path: Path) -> None:
     assert good.last_step == 2000
     with pytest.raises(UserError, match="is not an event"):
         _ = bad.last_step
+
+
+def read_both(tmp_path: Path, events: list[dict[str, Any]]) -> tuple[Record, Record]:
+    """Return the record of events, and the same one whose log is of objects."""
+    records = [write_run(tmp_path / name, set_={"train.steps": LINES}) for name in ("columns", "objects")]
+    for record in records:
+        written(record.path / EVENTS, lines_of(events))
+    vars(records[1])["log"] = log_of(read_events(records[1].path / EVENTS))
+    return records[0], records[1]
+
+
+def test_evaluations_in_columns_have_the_bits_of_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [train(0), evaluation(LINES + 1) | {"step": 0, "seconds": {"eval": 0.5}}, *usual()]
+    events.append({"kind": "checkpoint", "step": LINES, "file": "x"})
+    for event in events:
+        if event["kind"] == "eval":
+            # A count as mean, an interval in part, and n absent.
+            event["metrics"]["kid"] = {"mean": event["step"], "low": 0.1, "high": None}
+    events[-4]["metrics"]["kid"]["mean"] = float("inf")
+    expected = log_of(read_events(written(tmp_path / EVENTS, lines_of(events))))
+    columns, objects = read_both(tmp_path, events)
+    without_objects(monkeypatch)
+    found = columns.log.evaluations
+    assert isinstance(found, EvaluationColumns) and columns.columns is found and objects.columns is None
+    assert_same(columns.log, expected)
+    assert found[-1] == expected.evaluations[-1] and found[:2] == expected.evaluations[:2]
+    assert columns.of("eval") == objects.of("eval") and columns.evaluations == objects.evaluations
+    assert_same_costs(measured.evaluation_costs(columns), measured.evaluation_costs(objects))
+    assert measured.metric_names(columns) == measured.metric_names(objects) == ["fid", "kid"]
+    assert measured.last_evaluation(columns) == measured.last_evaluation(objects)
+    for metric in ("fid", "kid", "1-kid", "other"):
+        ours, theirs = measured.measured(columns, metric), measured.measured(objects, metric)
+        assert (ours is None) == (theirs is None) == (metric == "other")
+        if ours is not None and theirs is not None:
+            assert np.array_equal(ours.steps, theirs.steps) and ours.steps[0] == 1
+            assert np.array_equal(ours.means, theirs.means) and ours.weights is theirs.weights is None
+        assert measured.last_row(columns, metric) == measured.last_row(objects, metric)
+        assert measured.protocol_hashes(columns, metric) == measured.protocol_hashes(objects, metric)
+
+
+OTHER_FORMS = {
+    "errors": {"errors": {"kid": "no memory"}},
+    "replicates": {"metrics": {"fid": {"mean": 1.0, "replicates": [1.0, 1.5]}}},
+    "another metric": {"metrics": {"kid": {"mean": 1.0}}},
+    "a further metric": {"metrics": {"fid": {"mean": 1.0}, "kid": {"mean": 1.0}}},
+    "no metric": {"metrics": {}},
+    "another protocol of a metric": {"protocols": {"fid": "two"}},
+    "long": {"seconds": {f"phase {n}": 0.5 for n in range(500)}},
+}
+
+
+@pytest.mark.parametrize("changed", OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_evaluations_of_another_form_are_objects(changed: dict[str, Any], tmp_path: Path) -> None:
+    events = usual()
+    events[7] |= changed
+    columns, objects = read_both(tmp_path, events)
+    assert isinstance(columns.log.evaluations, list) and columns.columns is None
+    assert repr(columns.log.evaluations) == repr(objects.log.evaluations)
+    assert measured.evaluation_errors(columns) == list(changed.get("errors", {}).items())
+    assert measured.metric_names(columns) == measured.metric_names(objects)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"step": -1},
+        {"step": 1.5},
+        {"images": -1},
+        {"flops": None},
+        {"flops": float("nan")},
+        {"seconds": {"student": float("inf")}},
+        {"seconds": {"student": None}},
+        {"seconds": {"student": -1}},
+        {"metrics": None},
+        {"metrics": {"fid": None}},
+        {"metrics": {"fid": {"mean": None}}},
+        {"metrics": {"fid": {"mean": 1e300}}},
+        {"metrics": {"fid": {"mean": 1.0, "low": "none"}}},
+        {"metrics": {"fid": {"mean": 1.0, "n": -1}}},
+        {"metrics": {"fid": {"mean": 1.0, "n": 1.5}}},
+        {"protocol": None},
+        {"kind": None},
+    ],
+    ids=str,
+)
+def test_an_invalid_evaluation_has_the_error_of_objects(changed: dict[str, Any], tmp_path: Path) -> None:
+    events = usual()
+    events[7] |= changed
+    file = written(tmp_path / EVENTS, lines_of(events))
+    with pytest.raises(UserError, match="line 8") as expected:
+        read_events(file)
+    with pytest.raises(UserError) as found:
+        read_log(file)
+    assert str(found.value) == str(expected.value)
+
+
+def test_an_evaluation_that_repeats_a_step_is_merged_as_from_objects(tmp_path: Path) -> None:
+    columns, objects = read_both(tmp_path, [*usual(), evaluation(LINES)])
+    assert columns.columns is None
+    assert columns.of("eval") == objects.of("eval") and len(columns.of("eval")) == LINES
