@@ -28,14 +28,15 @@ SHARED = ("data.root", "data.workers", "runtime.")
 def first_stage(study: Study) -> Study | None:
     """Return the study of the first stage; None without one.
 
-    It has this study's location of the data and its execution, unless it sets its own.
+    It has this study's location of the data and its execution, unless it sets its own. Its runs go to their
+    last step, where those of this study start.
     """
     if study.pretraining is None:
         return None
     shared = {path: value for path, value in study.set.items() if path.startswith(SHARED)}
     settings = shared | study.pretraining.set
     overrides = [f"{path}={_as_toml(value)}" for path, value in settings.items()]
-    return load_study(study.pretraining.study, overrides)
+    return load_study(study.pretraining.study, overrides).to_the_end
 
 
 def first_folder(study: Study, first: Study, directory: Path) -> Path:
