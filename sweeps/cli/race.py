@@ -12,7 +12,7 @@ import click
 
 from harness.config.options import JSON_OPTION, examples, set_option, track_options
 from harness.errors import UserError
-from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all, write_study_report
+from sweeps.cli.study_run import Mirror, Outputs, run_all, write_study_report
 from sweeps.cli.tables import (
     describe_plan,
     describe_results,
@@ -113,7 +113,7 @@ def _run(found: Any, plan: StudyPlan, directory: Path, launch: LaunchOptions, ou
 
     check_budget(found.study, plan.runs)
     check_weights(plan.runs, directory)
-    mirror = Mirror(found.study, directory, None if outputs.no_track else create_store(outputs.track))
+    mirror = Mirror.prepared(found.study, directory, launch, outputs)
 
     def train(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
         return run_all(runs, directory, mirror, launch)

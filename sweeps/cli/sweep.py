@@ -15,7 +15,7 @@ from harness.config.options import JSON_OPTION, examples, track_options
 from harness.errors import UserError
 from harness.records.study_folder import StudyFolder
 from sweeps.cli.options import study_options
-from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all, write_study_report
+from sweeps.cli.study_run import Mirror, Outputs, run_all, write_study_report
 from sweeps.cli.tables import describe_plan, describe_results, exclusion_lines, print_plan, print_results
 from sweeps.launch.options import LaunchOptions, launch_options
 from sweeps.plan.budget import check_budget
@@ -98,7 +98,7 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
     check_weights(runs, directory)
     if (first := first_stage(study)) is not None:
         _pretrain(first, first_folder(study, first, directory), launch, outputs)
-    mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
+    mirror = Mirror.prepared(study, directory, launch, outputs)
     with study_lock(directory):
         write_plan(study, plan, directory)
         for line in exclusion_lines(plan.excluded):
@@ -127,7 +127,7 @@ def _pretrain(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
     plan = make_plan(study, directory)
     check_budget(study, plan.runs)
     check_weights(plan.runs, directory)
-    mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
+    mirror = Mirror.prepared(study, directory, launch, outputs)
     with study_lock(directory):
         write_plan(study, plan, directory)
         failures, stopped = run_all(plan.runs, directory, mirror, launch)
@@ -157,7 +157,7 @@ def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
             "changed; run its sweep again"
         )
     check_weights(runs, directory)
-    mirror = Mirror(study, directory, None)
+    mirror = Mirror(study, directory)
     with study_lock(directory):
         failures, stopped = run_all(runs, directory, mirror, launch)
         print_results(describe_results(study, runs, directory, failures))
