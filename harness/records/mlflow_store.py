@@ -101,13 +101,18 @@ def quiet_mlflow() -> None:
     """Set up MLflow without telemetry and log lines; raises `UserError` if it is not installed."""
     if not available():
         raise UserError("MLflow is not installed: pip install mlflow")
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     # Its import sets the levels of its loggers, so they are set afterwards.
     importlib.import_module("mlflow")
     # Errors arrive as exceptions; logging them too would print them twice.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def set_environment() -> None:
+    """Set the environment variables that keep MLflow quiet, where they are not set."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def schema_of(file: Path) -> str | None:

@@ -46,14 +46,19 @@ def machine_kinds(starts: Iterable[Mapping]) -> list[str]:
 
 
 def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the axes on which these runs can be compared, and notes on why others are left out."""
+    """Return the axes on which these runs can be compared, and notes on why others are left out.
+
+    Without the budget in seconds of runs that ended early, seconds are compared only if every run that counts
+    has reached its target, so that no time is cut at a horizon.
+    """
     devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
     logged = any(isinstance(run.record, LogRecord) for run in runs)
     axes = AXES if devices - {1} or logged else AXES[:-1]
     axes = tuple(axis for axis in axes if all(axis in run.costs.totals for run in runs))
     machines = sorted({text for run in runs if run.counts for text in machines_of(run.record)})
     sequential = _sequential_arms([run for run in runs if run.counts])
-    if early := unknown_seconds(run.costs for run in runs):
+    early = unknown_seconds(run.costs for run in runs)
+    if early and not _all_reached(runs):
         note = f"Seconds are left out: {early}."
     elif len(machines) > 1:
         note = f"Seconds are left out: the runs used different hardware ({'; '.join(machines)})."
@@ -61,6 +66,8 @@ def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]
         note = (
             f"Seconds are left out: arms were run one after the other instead of interleaved ({sequential})."
         )
+    elif early:
+        return axes, [f"Seconds have no horizon: {early}, but every run reached the target."]
     else:
         return axes, []
     return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
@@ -75,6 +82,11 @@ def unknown_seconds(costs: Iterable[Costs]) -> str:
         else f"{early} runs ended early, so the seconds to their"
     )
     return f"{who} last step are unknown" if early else ""
+
+
+def _all_reached(runs: Iterable[RaceRun]) -> bool:
+    """Return whether every run that counts has reached its target."""
+    return all(run.crosses and run.crossing.censored != "right" for run in runs if run.counts)
 
 
 def one_after_another(begun: Mapping[str, Sequence[float | None]]) -> list[tuple[str, str]]:

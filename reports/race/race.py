@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -51,7 +52,9 @@ class Race:
     leads: Mapping[tuple[str, str], Speedup]
     """Speed-ups of the leader over every other arm."""
     horizons: Mapping[str, float]
-    """The smallest budget of any finished run. Times are cut at the smallest budget of the same cell."""
+    """The smallest budget of any finished run. Times are cut at the smallest budget of the same cell.
+
+    It is infinite on an axis on which budgets are unknown and every run reached the target."""
     missing: tuple[PlanEntry, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
@@ -68,6 +71,8 @@ class Race:
     """Shown names by method or arm label."""
     across: str | None = None
     """The requested summary of several cells in the headline; None for the default."""
+    axis_notes: tuple[str, ...] = ()
+    """Notes on axes that are left out at this target."""
     misfits: tuple[str, ...] = ()
     """The records that do not fit together, a sentence for each run."""
 
@@ -181,14 +186,13 @@ def read_race(
         for arm in arms
         for seed, record in arm.runs.items()
     ]
-    axes, axis_notes = comparable_axes(runs)
     empty = Race(
         name=study.name or directories[0].resolve().name,
         metric=metric,
         target=None,
         target_given=False,
         baseline=arms[0].label,
-        axes=axes,
+        axes=(),
         arms=tuple(arms),
         runs=tuple(runs),
         times={},
@@ -198,7 +202,7 @@ def read_race(
         horizons={},
         missing=tuple(run for run in plan.runs if run.id not in {record.id for record in records}),
         unplanned=tuple(unplanned),
-        notes=(*notes, *axis_notes),
+        notes=tuple(notes),
         plan=plan.runs,
         excluded=plan.exclusions,
         cells=cells_of(arms, names),
@@ -214,13 +218,14 @@ def race_at(race: Race, rule: TargetRule | None) -> Race:
     """Return the race at another target: the same runs with other crossings, times and speed-ups."""
     targets = targets_of(race.arms, race.runs, race.cells, rule)
     runs = cross_all(race.runs, targets)
+    axes, axis_notes = comparable_axes(runs)
     values = set(targets.values())
     results: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
     horizons: dict[tuple[str, str], float] = {}
     for cell in race.cells:
         own = [run for run in runs if run.arm in cell.arms]
         comparable = cell.baseline is not None and not values_differ(own)
-        compared = compare_runs(own, cell.arms, race.axes, comparable)
+        compared = compare_runs(own, cell.arms, axes, comparable)
         # A leader of several cells would be compared across them.
         for name in ("times", "speedups", *(("leaders", "leads") if len(race.cells) == 1 else ())):
             results[name] |= compared[name]
@@ -234,6 +239,8 @@ def race_at(race: Race, rule: TargetRule | None) -> Race:
         targets=targets,
         rules=(() if rule is None else (rule, *(other for other in race.rules if other != rule))),
         runs=tuple(runs),
+        axes=axes,
+        axis_notes=tuple(axis_notes),
         cell_horizons=horizons,
         **results,
     )
@@ -252,7 +259,7 @@ def compare_runs(
     finished = [run for of_arm in counted.values() for run in of_arm if run.done]
     for axis in axes if finished else ():
         times = {label: {run.seed: run.time(axis) for run in of_arm} for label, of_arm in counted.items()}
-        horizon = min(run.costs.budget(axis) for run in finished)
+        horizon = _horizon(axis, finished)
         results["horizons"][axis] = horizon
         results["times"] |= {(axis, label): mean_time(by_seed.values()) for label, by_seed in times.items()}
         if not same_value:
@@ -267,6 +274,13 @@ def compare_runs(
                 if label != leader
             }
     return results
+
+
+def _horizon(axis: str, finished: Iterable[RaceRun]) -> float:
+    """Return the smallest budget of these runs; infinity if one is unknown, which needs no cut."""
+    costs = [run.costs for run in finished]
+    known = all(one.knows(axis) for one in costs)
+    return min(one.budget(axis) for one in costs) if known else math.inf
 
 
 def _check_labels(arms: Sequence[RaceArm], labels: Mapping[str, str]) -> None:

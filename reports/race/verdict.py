@@ -118,6 +118,7 @@ def caveats_of(race: Race) -> list[str]:
         *_about_pairs(race),
         *_about_budgets(race),
         *_about_shape(race),
+        *race.axis_notes,
         *race.notes,
     ]
     aligned: dict[str, list[str]] = {}

@@ -189,7 +189,7 @@ def _cell(
         objective: tuple(cross(run, target) for run in of_objective)
         for objective, of_objective in runs.items()
     }
-    axes, _ = comparable_axes(every)
+    axes, _ = comparable_axes([run for of_objective in crossed.values() for run in of_objective])
     incomparable = values_differ(every)
     compared = compare_runs(
         [run for of_objective in crossed.values() for run in of_objective],

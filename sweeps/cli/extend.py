@@ -59,7 +59,8 @@ def extend(
 ) -> None:
     """Continue a run, or all runs of a study, from their last checkpoints to more steps.
 
-    The result has the bits of a run that was started with that number of steps. Rerun to resume. A run of
+    The result has the bits of a run that was started with that number of steps, and a run that ended early
+    goes to its last step. Rerun to resume. A run of
     imported weights can be continued with other settings (--set), as a separate run next to it. A .pt or
     .safetensors file of released weights is imported into the folder runs first.
     """
@@ -76,7 +77,8 @@ def extend(
         raise UserError(
             f"{path} is neither a run nor a study; give the --out folder of a sweep, or a run in it"
         )
-    study = load_study(str(folder.study_file), (f"train.steps={steps}",))
+    # Runs that ended early go on from there to their last step.
+    study = load_study(str(folder.study_file), (f"train.steps={steps}",)).to_the_end
     if isinstance(study.budget.flops_per_run, float):
         raise UserError(
             f"--steps {steps}: budget.flops_per_run = {study.budget.flops_per_run:g} sets the steps of this "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all
+from sweeps.cli.study_run import Mirror, Outputs, run_all
 from sweeps.launch.options import LaunchOptions
 from sweeps.plan.budget import check_budget
 from sweeps.plan.missing_weights import check_weights
@@ -34,7 +34,7 @@ def run_first_stage(study: Study, directory: Path, launch: LaunchOptions, output
 
 
 def _run(study: Study, plan: StudyPlan, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
-    mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
+    mirror = Mirror.prepared(study, directory, launch, outputs)
     with study_lock(directory):
         write_plan(study, plan, directory)
         failures, stopped = run_all(plan.runs, directory, mirror, launch)

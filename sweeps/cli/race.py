@@ -13,7 +13,7 @@ import click
 from harness.config.options import JSON_OPTION, examples, set_option, track_options
 from harness.errors import UserError
 from sweeps.cli.first_stage import run_first_stage
-from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all, write_study_report
+from sweeps.cli.study_run import Mirror, Outputs, run_all, write_study_report
 from sweeps.cli.tables import (
     describe_plan,
     describe_results,
@@ -109,13 +109,13 @@ def _race(
 
 # Any: `Race`, whose module is imported when the command runs.
 def _run(found: Any, plan: StudyPlan, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
+    from sweeps.plan.early_ends import spared_steps
     from sweeps.race.coordinator import run_race
-    from sweeps.race.early_ends import spared_steps
 
     check_budget(found.study, plan.runs)
     check_weights(plan.runs, directory)
     run_first_stage(found.study, directory, launch, outputs)
-    mirror = Mirror(found.study, directory, None if outputs.no_track else create_store(outputs.track))
+    mirror = Mirror.prepared(found.study, directory, launch, outputs)
 
     def train(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
         return run_all(runs, directory, mirror, launch)
@@ -163,14 +163,14 @@ def _print_unfinished(results: Mapping[str, Any], as_json: bool) -> NoReturn:
 
 def _print_expected(found: Any, plan: StudyPlan, directory: Path, spread: float, as_json: bool) -> None:
     """Print the plan, and what to expect under the claimed speed-up, half of it, and none."""
+    from sweeps.plan.early_ends import plan_early_ends
     from sweeps.plan.run_cost import run_cost
-    from sweeps.race.early_ends import plan_early_ends
     from sweeps.race.expected import expected_ends
 
     described = describe_plan(found.study, plan.runs, directory, plan.excluded)
     flops = {run.spec.method.name: run_cost(run.spec).total for run in plan.runs}
     ends = expected_ends(found, spread, flops)
-    until = plan_early_ends(found, plan.runs)
+    until = plan_early_ends(plan.runs)
     if as_json:
         about: dict[str, Any] = {"expected": [one._asdict() for one in ends], "spread": spread}
         about["until"] = None if until is None else until.row()

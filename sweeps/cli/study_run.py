@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.records.record import Record
 from harness.records.study_folder import STUDY
 from sweeps.cli.display import make_display
+from sweeps.cli.preparation import Store, no_store, prepare
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.local import LocalLauncher
 from sweeps.launch.options import LaunchOptions, threads_and_launcher
@@ -39,7 +40,13 @@ class Mirror:
 
     study: Study
     directory: Path
-    uri: str | None
+    store: Store = no_store
+
+    @classmethod
+    def prepared(cls, study: Study, directory: Path, launch: LaunchOptions, outputs: Outputs) -> Mirror:
+        """Return the mirror of a study that is about to run, with the store that a command asks for."""
+        made = prepare(outputs.track, launch, no_track=outputs.no_track, no_report=outputs.no_report)
+        return cls(study, directory, made)
 
     def send(self, record: Record) -> None:
         self._send([record])
@@ -51,30 +58,17 @@ class Mirror:
     def _send(self, records: Sequence[Record], *, complete: bool = False) -> None:
         from harness.records.mlflow_mirror import mirror
 
-        if self.uri is None:
+        uri = self.store()
+        if uri is None:
             return
         try:
             artifacts = [self.directory / STUDY]
-            mirror(records, uri=self.uri, study=self.study.name, artifacts=artifacts, complete=complete)
+            mirror(records, uri=uri, study=self.study.name, artifacts=artifacts, complete=complete)
         except UserError as error:
             click.echo(
                 f"not mirrored: {error}. The records are complete; rerun the same command to mirror them.",
                 err=True,
             )
-
-
-def create_store(track: str | None) -> str | None:
-    """Create the store before anything starts. A failure is an error only if `--track` named the store."""
-    from harness.records.mlflow_store import create_store, store_uri
-
-    try:
-        create_store(track)
-    except UserError as error:
-        if track is not None:
-            raise
-        click.echo(f"not tracked: {error}", err=True)
-        return None
-    return store_uri(track)
 
 
 def run_all(

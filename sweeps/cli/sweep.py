@@ -16,10 +16,11 @@ from harness.errors import UserError
 from harness.records.study_folder import StudyFolder
 from sweeps.cli.first_stage import run_first_stage
 from sweeps.cli.options import study_options
-from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all, write_study_report
+from sweeps.cli.study_run import Mirror, Outputs, run_all, write_study_report
 from sweeps.cli.tables import describe_plan, describe_results, exclusion_lines, print_plan, print_results
 from sweeps.launch.options import LaunchOptions, launch_options
 from sweeps.plan.budget import check_budget
+from sweeps.plan.early_ends import EarlyEnds, plan_early_ends, spared_steps
 from sweeps.plan.missing_weights import check_weights
 from sweeps.plan.plan import make_plan
 from sweeps.plan.pretraining import first_folder, first_stage
@@ -69,6 +70,8 @@ def _described(study: Study, directory: Path) -> dict[str, Any]:
     """Return the plan of a study as JSON data, with that of its first stage."""
     plan = make_plan(study, directory)
     described = describe_plan(study, plan.runs, directory, plan.excluded)
+    if (until := plan_early_ends(plan.runs)) is not None:
+        described["until"] = until.row()
     if (first := first_stage(study)) is not None:
         described["pretraining"] = _described(first, first_folder(study, first, directory))
     return described
@@ -81,6 +84,8 @@ def _print_stages(described: dict[str, Any]) -> None:
         _print_stages(first)
         click.echo()
     print_plan(described)
+    for line in EarlyEnds(**described["until"]).lines() if "until" in described else ():
+        click.echo(line)
 
 
 def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
@@ -93,7 +98,7 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
     check_budget(study, runs)
     check_weights(runs, directory)
     run_first_stage(study, directory, launch, outputs)
-    mirror = Mirror(study, directory, None if outputs.no_track else create_store(outputs.track))
+    mirror = Mirror.prepared(study, directory, launch, outputs)
     with study_lock(directory):
         write_plan(study, plan, directory)
         for line in exclusion_lines(plan.excluded):
@@ -104,8 +109,12 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
             sys.exit(130)
         mirror.send_all(runs)
         results = describe_results(study, runs, directory, failures)
+        if study.target.ends_early:
+            results["spared_steps"] = spared_steps(runs, directory)
         if not as_json:
             print_results(results)
+            if spared := results.get("spared_steps"):
+                click.echo(f"early ends of runs saved {spared:.0%} of their steps")
         none_done = not any(run["status"] == "done" for run in results["runs"])
         report = None if outputs.no_report or none_done else write_study_report(directory, quiet=as_json)
         if as_json:
@@ -124,7 +133,7 @@ def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
             "changed; run its sweep again"
         )
     check_weights(runs, directory)
-    mirror = Mirror(study, directory, None)
+    mirror = Mirror(study, directory)
     with study_lock(directory):
         failures, stopped = run_all(runs, directory, mirror, launch)
         print_results(describe_results(study, runs, directory, failures))

@@ -34,7 +34,7 @@ from sweeps.plan.pretraining import (
     with_start,
 )
 from sweeps.plan.study import Study, combinations, format_value, run_label
-from sweeps.plan.target import check_target_step
+from sweeps.plan.target import check_target_step, end_rule
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def make_plan(study: Study, directory: Path | None = None) -> StudyPlan:
 
     Runs that an earlier version began in the study's directory keep their folders. Raises `UserError` for a
     setting that no run can have, for a study that excludes every run, for two runs with one id, for a
-    baseline or a target metric that no run has, and for a run on a tuning seed.
+    baseline or a target metric that no run has, for an early end by a metric that a run lacks, and for a run
+    on a tuning seed.
     """
     check_method_settings(study)
     plan = _resolved(study, directory)
@@ -106,7 +107,7 @@ def make_plan(study: Study, directory: Path | None = None) -> StudyPlan:
     _check_baseline(study, plan)
     _check_target(study, plan.runs)
     _check_names(study, plan)
-    return plan
+    return replace(plan, runs=[replace(run, end=end_rule(study, run.spec)) for run in plan.runs])
 
 
 def _resolved(study: Study, directory: Path | None) -> StudyPlan:
@@ -133,12 +134,12 @@ def _started(study: Study, runs: list[PlannedRun], directory: Path | None) -> li
         check_unpretrained(study, (run.spec for run in runs))
         return runs
     folder = None if directory is None else first_folder(study, first, directory)
-    pretrained = [Pretrained(_arm(run), run.id, run.spec) for run in make_plan(first, folder).runs]
+    pretrained = [Pretrained(arm_of(run), run.id, run.spec) for run in make_plan(first, folder).runs]
     started = [replace(run, spec=with_start(run.spec, study, pretrained, folder)) for run in runs]
     return [_placed(run, directory) for run in started]
 
 
-def _arm(run: PlannedRun) -> str:
+def arm_of(run: PlannedRun) -> str:
     """Return the name of a run's arm: its label without the seed."""
     values = {path: value for path, value in run.values.items() if path != "seed"}
     return run_label({"method.name": run.spec.method.name} | values)

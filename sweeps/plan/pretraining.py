@@ -28,7 +28,8 @@ SHARED = ("data.root", "data.workers", "data.held_out", "data.image_key", "data.
 def first_stage(study: Study) -> Study | None:
     """Return the study of the first stage; None without one.
 
-    It has this study's data, split and execution, unless it sets its own. Raises `UserError` as `stages`.
+    It has this study's data, split and execution, unless it sets its own. Its runs go to their last step,
+    where those of this study start. Raises `UserError` as `stages`.
     """
     return next(iter(stages(study)), None)
 
@@ -55,7 +56,7 @@ def stages(study: Study) -> list[Study]:
 def _stage(study: Study, given: Pretraining) -> Study:
     shared = {path: value for path, value in study.set.items() if path.startswith(SHARED)}
     overrides = [f"{path}={_as_toml(value)}" for path, value in (shared | given.set).items()]
-    return load_study(given.study, overrides)
+    return load_study(given.study, overrides).to_the_end
 
 
 def first_folder(study: Study, first: Study, directory: Path) -> Path:

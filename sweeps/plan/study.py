@@ -24,6 +24,9 @@ A study is a TOML file whose first line is a comment that describes it:
     value = 12.0                                        # values = [8.0, 12.0]
                                                         # at = "baseline@400": its value at step 400
                                                         # share_of_final = 0.9: of its way to its last value
+    until = "reached"                                   # a run ends once it has reached the target
+    patience = 3                                        # evaluations in a row at or below it
+    margin = 0.0                                        # share by which they must be below it
     [labels]                                            # names that pages and figures show
     repa = "REPA"
     [report]
@@ -63,7 +66,7 @@ from harness.config.tables import parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.files.names import LONGEST
-from harness.records.evaluations import falling
+from harness.records.evaluations import falling, recorded_name
 from harness.records.flatten import flatten
 from sweeps.plan.search_space import Dimension
 
@@ -71,6 +74,8 @@ STUDIES = PackagedToml("sweeps", "studies")
 """The studies in the package."""
 TARGET_VALUES = ("value", "values", "at", "share_of_final")
 """The fields of `[target]` that set its value; a study has at most one of them."""
+END_SETTINGS = ("patience", "margin")
+"""The settings of an early end."""
 FIRST_STAGE = "pretraining."
 """The beginning of an override that sets a field of the runs of the first stage."""
 FIRST_TUNING_SEED = 1000
@@ -89,6 +94,12 @@ class Target(Section):
     """`baseline@STEP`, its value at an evaluation step; the baseline's own name may stand for `baseline`."""
     share_of_final: float | None = Field(default=None, gt=0, lt=1)
     """Share of the baseline's final improvement, for example 0.9."""
+    until: Literal["end", "reached"] | None = None
+    """`reached` ends a run once it has reached the target for good. Default: end, the last step."""
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations in a row at or below the target, after which a run has reached it for good (default 3)."""
+    margin: float | None = Field(default=None, ge=0, lt=1)
+    """Share by which these evaluations are below the target (default 0)."""
 
     @field_validator("at")
     @classmethod
@@ -102,10 +113,41 @@ class Target(Section):
         given = [name for name in TARGET_VALUES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} each set the target; keep one of them")
-        numbers = self.values or (() if self.value is None else (self.value,))
-        if self.metric is not None and falling(self.metric) != self.metric and max(numbers, default=0) >= 1:
-            raise ValueError(f"value = {max(numbers):g}: a target of {self.metric} is a share below 1")
+        highest = max(self.numbers, default=0)
+        if self.metric is not None and falling(self.metric) != self.metric and highest >= 1:
+            raise ValueError(f"value = {highest:g}: a target of {self.metric} is a share below 1")
         return self
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if not self.ends_early:
+            unused = [name for name in END_SETTINGS if getattr(self, name) is not None]
+            if unused:
+                raise ValueError(f'{unused[0]} has no effect without until = "reached"')
+            return self
+        if not self.numbers:
+            raise ValueError(
+                'until = "reached" needs a target that is a number, because runs are compared with it while '
+                "they train; set value or values"
+            )
+        if self.metric is None:
+            raise ValueError('until = "reached" needs a metric; set metric, for example "fd:local"')
+        if not falling(self.metric) == self.metric == recorded_name(self.metric):
+            raise ValueError(
+                f'until = "reached" needs a metric that falls and is recorded as it is named, not '
+                f'{self.metric}; use another metric, or until = "end"'
+            )
+        return self
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The values that the study gives as numbers."""
+        return self.values or (() if self.value is None else (self.value,))
+
+    @property
+    def ends_early(self) -> bool:
+        """Return whether runs end once they have reached the target."""
+        return self.until == "reached"
 
     @property
     def arm_and_step(self) -> tuple[str, int] | None:
@@ -229,6 +271,12 @@ class Study(Section):
             if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True)
         }
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=unused))
+
+    @property
+    def to_the_end(self) -> Study:
+        """The same study with runs that go to their last step."""
+        ends = dict.fromkeys(("until", *END_SETTINGS))
+        return self.model_copy(update={"target": self.target.model_copy(update=ends)})
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
-"""The check of a target that is a value of the baseline."""
+"""The target of a study in its plan: the check of a value of the baseline, and the early end of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from harness.config.spec import RunSpec
-from harness.errors import UserError
+from harness.errors import UserError, unknown
+from harness.records.early_end import PATIENCE, EndRule
 from sweeps.plan.study import Study
 
 BASELINE = "baseline"
@@ -38,6 +39,21 @@ def check_target_step(study: Study, specs: Mapping[str, RunSpec]) -> None:
                 f"{named[1]}, but at {_in_words(evaluation_steps(spec))}; choose one of them, or change "
                 "eval.every"
             )
+
+
+def end_rule(study: Study, spec: RunSpec) -> EndRule | None:
+    """Return the rule by which a run of a study ends early; None if it goes to its last step.
+
+    Of several target values, the lowest counts. Raises `UserError` for a run without the target's metric.
+    """
+    target = study.target
+    if not target.ends_early:
+        return None
+    assert target.metric is not None
+    if target.metric not in spec.eval.metrics:
+        raise unknown('metric of until = "reached"', target.metric, spec.eval.metrics)
+    patience = PATIENCE if target.patience is None else target.patience
+    return EndRule(((target.metric, min(target.numbers)),), patience, target.margin or 0.0)
 
 
 def evaluation_steps(spec: RunSpec) -> list[int]:

@@ -24,7 +24,7 @@ from harness.files.files import read_toml
 from harness.records.early_end import EndRule
 from reports.audit.inputs.claim import Claim, Sequential, claim_hash, raised_from, read_claims
 from sweeps.plan.plan import PlannedRun, StudyPlan
-from sweeps.plan.study import Study, load_study_table, study_of
+from sweeps.plan.study import END_SETTINGS, Study, load_study_table, study_of
 
 METHODS = "method.name"
 
@@ -187,11 +187,15 @@ def _with_target(table: Mapping[str, Any], claims: Sequence[Claim]) -> dict[str,
     """Return a study's table with the baseline and target of the claims, if these agree on a number.
 
     A target of the study that the end of a run sets is replaced if runs end early, because a report could not
-    compute it: by the numbers of the claims, or by its metric alone if these have several metrics.
+    compute it: by the numbers of the claims, or by its metric alone if these have several metrics. The early
+    end of runs is that of the claims.
     """
     targets = {(claim.metric, claim.target) for claim in claims}
+    ends = ("until", *END_SETTINGS)
     baselines = {claim.baseline for claim in claims}
     found = dict(table)
+    if isinstance(table.get("target"), Mapping):
+        found["target"] = {key: value for key, value in table["target"].items() if key not in ends}
     if len(baselines) == 1:
         found["baseline"] = baselines.pop()
     metric, target = next(iter(targets))

@@ -1,4 +1,4 @@
-"""A fake run, without a network: it writes a real record and follows the variable STUB.
+"""A fake run, without a network: it writes a real record, obeys --end-when, and follows the variable STUB.
 
 fail=METHOD      runs of this method end with an error
 fail=METHOD:log  the same, but they leave no `failed` file
@@ -14,13 +14,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from harness.records.early_end import EarlyEnd, EndRule, parse_end_rule
 from harness.records.record import Record
 from harness.records.record_writer import RecordWriter
 
 
 def main() -> None:
     spec_file, directory = Path(sys.argv[1]), Path(sys.argv[2])
-    text = spec_file.read_text()
+    text, rule = spec_file.read_text(), end_rule(sys.argv[3:])
     spec, mode = tomllib.loads(text), os.environ.get("STUB", "")
     with RecordWriter(directory / spec_file.stem) as record:
         record.write_spec(text)
@@ -31,9 +32,19 @@ def main() -> None:
         steps = spec["train"]["steps"]
         for step in range(begun + 1, steps + 1):
             record.append(*events(step, steps))
+            if rule and step < steps and rule.end_of(Record(record.path).of("eval")):
+                record.finish({"ended": EarlyEnd(step, steps, str(rule), 8 * steps, 10.0 * steps).row()})
+                return
             if mode == "wait" and begun == 0 and step == steps // 2:
                 wait()
         record.finish({})
+
+
+def end_rule(words: list[str]) -> EndRule | None:
+    if "--end-when" not in words:
+        return None
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    return parse_end_rule([options["--end-when"]], int(options["--patience"]), float(options["--margin"]))
 
 
 def events(step: int, steps: int) -> list[dict[str, Any]]:

@@ -24,11 +24,11 @@ from reports.audit.judge_files import judge_claims
 from reports.audit.words import notes
 from sweeps.launch.base import Job
 from sweeps.launch.runner import StudyRunner
+from sweeps.plan.early_ends import spared_steps
 from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.run_state import TO_EXTEND, read_state
 from sweeps.plan.status import read_status
 from sweeps.race.coordinator import Course, run_race
-from sweeps.race.early_ends import spared_steps
 from sweeps.race.race_file import read_race
 from tests.reports.synthetic import power_law, write_run
 from tests.sweeps.races import claim_text, sequential

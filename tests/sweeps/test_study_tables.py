@@ -113,6 +113,7 @@ TARGETS = [
     {"values": [8.0, 10.0]},
     {"at": "baseline@40"},
     {"share_of_final": 0.9},
+    {"values": [8.0, 10.0], "until": "reached", "patience": 2, "margin": 0.01},
 ]
 
 
@@ -189,6 +190,21 @@ def test_trials_and_audit_of_a_tuned_study_keep_the_settings_of_each_method(
         ({"report": {"across": "arms"}}, "report.across = \"arms\": .*'pooled' or 'cells'"),
         ({"target": {"share_of_final": 1.0}}, "target.share_of_final = 1.0: .*less than 1"),
         ({"target": {"share_of_final": 0}}, "target.share_of_final = 0.*greater than 0"),
+        ({"target": {"value": 8.0, "patience": 2}}, 'patience has no effect without until = "reached"'),
+        ({"target": {"at": "baseline@40", "until": "reached"}}, "needs a target that is a number"),
+        (
+            {"target": {"value": 8.0, "until": "reached"}},
+            'needs a metric; set metric, for example "fd:local"',
+        ),
+        (
+            {"target": {"metric": "success@pusht", "value": 0.5, "until": "reached"}},
+            "needs a metric that falls and is recorded as it is named, not success@pusht",
+        ),
+        (
+            {"target": {"metric": "fd:local", "value": 8.0, "until": "reached", "patience": 0}},
+            "target.patience = 0: .*greater than or equal to 1",
+        ),
+        ({"target": {"until": "decided"}}, "target.until = \"decided\": .*'end' or 'reached'"),
     ],
 )
 def test_invalid_table_is_rejected(load: Load, change: dict[str, Any], sentence: str) -> None:

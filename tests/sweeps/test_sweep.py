@@ -181,6 +181,14 @@ def test_runs_are_mirrored_as_they_end_and_a_lost_store_is_rebuilt(
     assert stored("other.db") == (["FINISHED"] * 5, 4 * 6)
 
 
+@pytest.mark.slow
+def test_store_that_is_created_during_the_runs_has_all_of_them(study: Path, tmp_path: Path) -> None:
+    assert run(study, track=True, report=True).exit_code == 0
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert [one.info.status for one in found] == ["FINISHED"] * 5
+
+
 def test_named_store_must_exist(study: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot mirror into nonsense://x"):
         run(study, "--track", "nonsense://x", track=True)

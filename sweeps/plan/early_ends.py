@@ -1,4 +1,4 @@
-"""The early ends of the runs of a race: what they save, and what they forbid."""
+"""The early ends of planned runs: what they save, and what they forbid."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.records.early_end import FORBIDS
+from harness.records.early_end import FORBIDS, EndRule
 from harness.records.record import Record
-from sweeps.plan.plan import PlannedRun
+from sweeps.plan.plan import PlannedRun, arm_of
 from sweeps.plan.run_cost import run_cost
 from sweeps.plan.target import evaluation_steps
-from sweeps.race.race_file import Race
 
 
 @dataclass(frozen=True)
 class EarlyEnds:
-    """The consequences of `until = "decided"` for a race, before it starts."""
+    """The consequences of early ends for a race or a sweep, before it starts."""
 
     rules: dict[str, str]
     """The rule of each arm, in words."""
@@ -47,9 +46,9 @@ class EarlyEnds:
         ]
 
 
-def plan_early_ends(race: Race, runs: Sequence[PlannedRun]) -> EarlyEnds | None:
+def plan_early_ends(runs: Sequence[PlannedRun]) -> EarlyEnds | None:
     """Return what the early ends of planned runs can save; None if the runs go to their last step."""
-    ends = {arm: rule for arm in race.arms if (rule := race.end_of(arm)) is not None}
+    ends: dict[str, EndRule] = {arm_of(run): run.end for run in runs if run.end is not None}
     if not ends:
         return None
     saved = total = 0
@@ -57,11 +56,10 @@ def plan_early_ends(race: Race, runs: Sequence[PlannedRun]) -> EarlyEnds | None:
     for run in runs:
         cost = run_cost(run.spec)
         total += cost.total
-        rule = ends.get(run.spec.method.name)
         due = evaluation_steps(run.spec)
-        if rule is None or rule.patience >= len(due):
+        if run.end is None or run.end.patience >= len(due):
             continue
-        firsts.append(due[rule.patience - 1])
+        firsts.append(due[run.end.patience - 1])
         saved += cost.total - cost.until(firsts[-1])
     steps = max(run.spec.train.steps for run in runs)
     return EarlyEnds(
