@@ -77,7 +77,7 @@ def extend(
         raise UserError(
             f"{path} is neither a run nor a study; give the --out folder of a sweep, or a run in it"
         )
-    # Runs that ended early go on from there to their last step.
+    # Runs that ended early continue to their last step.
     study = load_study(str(folder.study_file), (f"train.steps={steps}",)).to_the_end
     if isinstance(study.budget.flops_per_run, float):
         raise UserError(
