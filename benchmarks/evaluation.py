@@ -1,4 +1,4 @@
-"""What an evaluation costs by phase, and whether features pay to be computed while the next batch is drawn.
+"""The cost of an evaluation by phase, and whether features pay to be computed while the next batch is drawn.
 
     python -m benchmarks.evaluation [SPEC] [--samples 10000] [--rounds 3] [--set NAME=VALUE ...]
 
@@ -74,7 +74,7 @@ CPU = torch.device("cpu")
 class InThread:
     """A feature pass in a separate thread, at most one batch later than the samples."""
 
-    # Any: an extractor, as in `FeaturePass`.
+    # Any: an extractor; see `FeaturePass`.
     def __init__(self, extract: Any, sets: Sequence[Masked], world: World) -> None:
         self.inside = FeaturePass(extract, sets, world)
         self.sets = self.inside.sets

@@ -203,9 +203,10 @@ def main() -> None:
 
     def give_up() -> None:
         try:
+            keep()
             print(f"{summary(found)}\nended at the limit of {options.minutes:g} minutes", flush=True)
         finally:
-            os._exit(0)
+            os._exit(1)
 
     # A signal arrives only between two calls of Python, and a call to a device may never return.
     watch = threading.Timer(max(ends + RESERVED / 2 - time.monotonic(), 1), give_up)
@@ -218,7 +219,9 @@ def main() -> None:
     measured(chosen, scale, device, ends, found, keep, stretch=max(1.0, options.minutes / MINUTES))
     watch.cancel()
     print(summary(found))
-    if found["failed"] or not all(found.get("promises", {}).get("held", {}).values()):
+    held = found.get("promises", {}).get("held", {})
+    unchecked = "promises" in chosen and not held
+    if found["failed"] or unchecked or not all(held.values()):
         sys.exit(1)
 
 
@@ -233,6 +236,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     options = parser.parse_args()
+    if options.golden is not None and not any(options.golden.glob("*.safetensors")):
+        parser.error(f"--golden {options.golden} has no *.safetensors file")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("no CUDA device found; to check the script on a CPU: --device cpu --tiny")
     return options

@@ -48,7 +48,7 @@ def main() -> None:
     config, batch = problem(options.size, options.tokens, options.batch)
     race = Race(config, options.size, batch, device)
     usual = EAGER if options.eager else EAGER | COMPILED
-    pairs = {name: (ROUTED | usual)[name] for name in options.only or usual}
+    pairs = {name: (EAGER | COMPILED | ROUTED)[name] for name in options.only or usual}
     race.enter(*dict.fromkeys(kind for pair in pairs.values() for kind in pair))
     race.run(options.rounds)
     ratios = {name: race.ratio(*pair) for name, pair in pairs.items()}

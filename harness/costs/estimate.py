@@ -30,7 +30,7 @@ from harness.costs.flops import Cost, count_readings, count_spec
 from harness.costs.memory import Footprint, footprint
 from harness.data.open import outlined
 from harness.data.robot import CHUNK
-from harness.environments.base import open_task
+from harness.environments.base import check_task, open_task
 from harness.errors import UserError
 from harness.evaluation.held_out_loss import TIMES
 from harness.evaluation.metric_table import HELD_OUT_LOSS, is_sampled
@@ -146,6 +146,7 @@ def _success_passes(spec: RunSpec) -> int:
     for name in own.metrics:
         if not name.startswith(SUCCESS):
             continue
+        check_task(name.removeprefix(SUCCESS))
         try:
             horizon = open_task(name.removeprefix(SUCCESS)).task.horizon
         except UserError:

@@ -143,7 +143,8 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         steps = [1] if until is None or until >= spec.train.steps else [1, until + 1]
         activations = max(_peak(spec, method, student, size, encoders, step) for step in steps)
         if slices > 1:
-            half = spec.train.precision == "bfloat16"
+            # With recomputed activations autocast's copies are gone before the peak of the backward pass.
+            half = spec.train.precision == "bfloat16" and not spec.runtime.checkpoint_activations
             activations = _sharded_peak(activations, gradients, model, method, half=half)
         elif processes > 1:
             # The buckets of the all-reduce are kept from the first step to the last.
@@ -163,8 +164,8 @@ def _sharded_peak(peak: int, gradients: int, model: Backbone, method: nn.Module,
 
     When activations peak, two blocks and all weights outside of blocks are gathered. At the end of the
     backward pass their gradients exist too, and communication buffers hold a block and its gradients. With
-    `half`, the student's blocks are gathered in bfloat16 (harness/runtime/fsdp.py), and autocast keeps no
-    copies of them; a teacher's are gathered in float32.
+    `half`, the student's blocks are gathered in bfloat16 (harness/runtime/fsdp.py), and the peak has autocast's
+    copies of them, which do not exist; a teacher's are gathered in float32.
     """
     blocks = [_bytes(block.parameters()) for block in model.blocks]
     outside = _bytes([*model.parameters(), *method.parameters()]) - sum(blocks)

@@ -230,7 +230,7 @@ class Capabilities:
     @property
     def targets(self) -> Callable[[int], np.ndarray] | None:
         """A function from an index to numbers about a sample, float32 (N,), from which a local encoder of
-        data without labels learns; None if there are none."""
+        data without labels learns; None without any."""
         return getattr(self.of, "targets", None)
 
     @property

@@ -15,7 +15,7 @@ from harness.runtime.random_streams import Streams
 def draws_of(method: TrainingMethod, streams: Streams, batch: Batch) -> Draw:
     """Return a method's draws for a batch, with the noise of given tokens (`data.given_noise`).
 
-    It is s ~ U[0, given_noise] for the given tokens of the first part, whose time the student is told
+    It is s ~ U[0, given_noise] for the given tokens of the first part, whose time the student reads
     (Self-Flow App. E noises the first frame by U[0, 0.2]). Other passes have them clean.
     """
     draw, backbone = method.draw(streams, batch), method.setting.backbone

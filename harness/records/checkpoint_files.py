@@ -40,10 +40,14 @@ def step_of(path: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoint files of a folder, oldest first. Files of other names are ignored."""
+    """Return the checkpoint files of a folder, oldest first, and none without a folder.
+
+    Files of other names are ignored. A folder that cannot be read for any other reason raises OSError: a run
+    that seemed to have no checkpoint would begin anew.
+    """
     try:
         names = os.listdir(folder)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted((folder / name for name in names if NAME.match(name)), key=step_of)
 

@@ -36,7 +36,7 @@ MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 def claims_section(report: RaceReport) -> Markup | None:
     """Return the cards, and for several claims the table of verdicts before and after adjustment.
 
-    Claims of speed-ups come first; those about success are a family of their own. None without a claim.
+    Claims of speed-ups come first; those about success are another family. None without a claim.
     """
     race, audits, succeeded = report.race, report.claims, report.success_claims
     if not audits and not succeeded:

@@ -275,7 +275,7 @@ class Study(Section):
     @property
     def to_the_end(self) -> Study:
         """The same study with runs that go to their last step."""
-        ends = dict.fromkeys(("until", *END_SETTINGS))
+        ends: dict[str, None] = {name: None for name in ("until", *END_SETTINGS)}
         return self.model_copy(update={"target": self.target.model_copy(update=ends)})
 
     @property
