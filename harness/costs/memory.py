@@ -164,8 +164,8 @@ def _sharded_peak(peak: int, gradients: int, model: Backbone, method: nn.Module,
 
     When activations peak, two blocks and all weights outside of blocks are gathered. At the end of the
     backward pass their gradients exist too, and communication buffers hold a block and its gradients. With
-    `half`, the student's blocks are gathered in bfloat16 (harness/runtime/fsdp.py), and the peak has autocast's
-    copies of them, which do not exist; a teacher's are gathered in float32.
+    `half`, the student's blocks are gathered in bfloat16 (harness/runtime/fsdp.py), and the peak has copies
+    by autocast that do not exist; a teacher's are gathered in float32.
     """
     blocks = [_bytes(block.parameters()) for block in model.blocks]
     outside = _bytes([*model.parameters(), *method.parameters()]) - sum(blocks)
