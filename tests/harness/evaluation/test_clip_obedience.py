@@ -22,7 +22,7 @@ from harness.data.log_mel import PER_FRAME
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
 from harness.evaluation import clip_obedience as module
-from harness.evaluation import evaluator as evaluation
+from harness.evaluation import generated_side
 from harness.evaluation.clip_obedience import ClipReaders, frames_of_part, known_facts
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.metric_table import REFERENCE_FREE
@@ -148,11 +148,11 @@ def test_generated_clips_are_compared_with_their_own_captions(
     captions = open_captions(spec, data, CPU)
     found = Evaluator(metrics, data, sides.train, CPU, sides.held_out, captions=captions)
 
-    def real(model, spec, shape, null, device, index, *_):
+    def real(model, sampling, index, y):
         pixels = images(data, sides.held_out[index])[0]
         return torch.from_numpy(pixels).reshape(len(index), *x_shape(data)) / 127.5 - 1
 
-    monkeypatch.setattr(evaluation, "draw", real)
+    monkeypatch.setattr(generated_side, "draw", real)
     result = found(torch.nn.Identity())
     assert result is not None
     for name in NAMES:

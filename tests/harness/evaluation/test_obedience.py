@@ -13,8 +13,7 @@ from harness.config.data_spec import DataSpec
 from harness.data.generated.prompts import COLOURS, NUMBERS, SIZES, Prompts
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
-from harness.evaluation import evaluator as evaluation
-from harness.evaluation import reference_free
+from harness.evaluation import generated_side, reference_free
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.metric_table import REFERENCE_FREE
 from harness.evaluation.obedience import known_cells, wanted_scene
@@ -170,11 +169,11 @@ def test_generated_pictures_are_compared_with_their_own_captions(
     sides, captions = split(dataset, 0.1), open_captions(spec, dataset, CPU)
     found = Evaluator(spec.eval, dataset, sides.train, CPU, sides.held_out, captions=captions)
 
-    def real(model, spec, shape, null, device, index, *_):
+    def real(model, sampling, index, y):
         pixels = images(dataset, sides.held_out[index])[0]
         return torch.from_numpy(pixels) / 127.5 - 1
 
-    monkeypatch.setattr(evaluation, "draw", real)
+    monkeypatch.setattr(generated_side, "draw", real)
     result = found(torch.nn.Identity())
     assert result is not None
     for name in NAMES:

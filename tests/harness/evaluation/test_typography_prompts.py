@@ -12,8 +12,7 @@ import torch
 from harness.config.spec import RunSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
-from harness.evaluation import evaluator as evaluation
-from harness.evaluation import reference_free
+from harness.evaluation import generated_side, reference_free
 from harness.evaluation.evaluator import Evaluator
 from harness.text.captions import open_captions
 from tests.harness.data.pictures import opened
@@ -65,12 +64,12 @@ def test_generated_words_are_compared_with_those_that_their_captions_spell(
     found = Evaluator(spec.eval, data, sides.train, CPU, sides.held_out, captions=captions)
     shown = found.conditions.texts(np.arange(50))
 
-    def real(model, spec, shape, null, device, index, *_):
+    def real(model, sampling, index, y):
         words = [spelled(shown[i]) for i in index]
         places = [next(i for i in sides.held_out if data.text(int(i)) == word) for word in words]
         return torch.from_numpy(images(data, np.array(places))[0]) / 127.5 - 1
 
-    monkeypatch.setattr(evaluation, "draw", real)
+    monkeypatch.setattr(generated_side, "draw", real)
     result = found(torch.nn.Identity())
     assert result is not None and len(set(shown)) > 10
     assert result.metrics["cer:reader"].mean == 0 < found.noise_floor["cer:reader"]["spoilt"]["mean"]

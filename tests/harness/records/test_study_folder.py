@@ -92,5 +92,5 @@ def test_settings_of_a_wrong_type_are_rejected(tmp_path: Path, study: str, messa
 def test_target_of_success_is_read_as_that_of_its_shortfall(tmp_path: Path) -> None:
     success = STUDY.replace("fd:local", "success@pusht").replace("12", "0.75")
     assert folder(tmp_path, success).settings == StudySettings("digits", "flow", "1-success@pusht", 0.25)
-    with pytest.raises(UserError, match="is a share below 1, but got 12"):
+    with pytest.raises(UserError, match="expected a share below 1"):
         _ = folder(tmp_path, STUDY.replace("fd:local", "success@pusht")).settings
