@@ -43,7 +43,7 @@ def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint files of a folder, oldest first, and none without a folder.
 
     Files of other names are ignored. A folder that cannot be read for any other reason raises OSError: a run
-    that seemed to have no checkpoint would begin anew.
+    that seemed to have no checkpoint would begin again.
     """
     try:
         names = os.listdir(folder)
