@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.sides import Kind, Side, machine, problem, spread
-from harness.backbone import sit
+from harness.backbone import layers, sit
 from harness.backbone.embed import PatchEmbed
 from harness.backbone.times import Times
 from harness.runtime import environment
@@ -80,7 +80,7 @@ def _fused_attention() -> None:
 
 
 def _tanh() -> None:
-    sit.gelu = lambda x: F.gelu(x, approximate="tanh")
+    layers.gelu = lambda x: F.gelu(x, approximate="tanh")
 
 
 HALF, FAST = {"precision": "bfloat16"}, {"precision": "bfloat16", "compiled": True}
