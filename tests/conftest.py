@@ -91,13 +91,15 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def _threads() -> Iterator[None]:
     """Restore torch's number of threads, which a run sets to that of its spec or to all cores.
 
-    Two threads in each of two test processes would wait for each other's core.
+    Two threads in each of two test processes would wait for each other's core. The number is that of the test
+    process, not that before this test: the fixture of a module may have trained a run by then, and a test may
+    be the first to import torch.
     """
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else 0
     yield
-    if torch:
-        torch.set_num_threads(before)
+    if torch := sys.modules.get("torch"):
+        from harness.runtime.environment import cores
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 0)) or cores())
 
 
 @pytest.fixture(scope="session")

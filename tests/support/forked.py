@@ -81,6 +81,7 @@ def work_and_exit(work: Callable[[], object]) -> NoReturn:
     """Do the work of a forked process and end it."""
     code = 1
     try:
+        _use_one_thread()
         work()
         code = 0
     except SystemExit as stop:
@@ -91,6 +92,22 @@ def work_and_exit(work: Callable[[], object]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _use_one_thread() -> None:
+    """Keep torch to this thread, whatever a spec asks for.
+
+    A forked process has the pool of OpenMP of its parent, but not the threads in it. If the parent has used
+    two, an operation on two would wait for the other one forever.
+    """
+    if "torch" not in sys.modules:
+        return
+    import torch
+
+    from harness.runtime import environment
+
+    torch.set_num_threads(1)
+    environment.cores = lambda: 1
 
 
 def in_world(size: int, work: Callable[[], None]) -> None:
