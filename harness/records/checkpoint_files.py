@@ -63,6 +63,18 @@ def precision_of(file: Path) -> str:
     return read_header(file).get("precision", "float32")
 
 
+def check_exact(file: Path, named: str) -> None:
+    """Raise `UserError` if the weights of a named run, from which another one starts, are not float32.
+
+    A checkpoint of their step, which is deleted as the first run continues, would give other bits.
+    """
+    if (precision := precision_of(file)) != "float32":
+        raise UserError(
+            f"{file} has the weights of {named} in {precision}; train that run with "
+            "train.keep_precision=float32 to start from it"
+        )
+
+
 def read_header(file: Path) -> dict[str, Any]:
     """Return the header of a file of weights; raises `UserError` if the file cannot be read."""
     try:

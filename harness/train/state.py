@@ -294,12 +294,7 @@ def load_pretrained(start: StartSpec) -> tuple[Path, checkpoint.Checkpoint]:
     saved = checkpoint.load(file)
     if (saved.meta.get("run"), saved.meta.get("step")) != (start.run, str(start.run_step)):
         raise UserError(f"{file} holds other weights than those of {named}; set start.file to its folder")
-    # A checkpoint of this step, which is deleted as the run continues, would give other bits.
-    if (precision := checkpoint_files.precision_of(file)) != "float32":
-        raise UserError(
-            f"{file} has the weights of {named} in {precision}; train that run with "
-            "train.keep_precision=float32 to start from it"
-        )
+    checkpoint_files.check_exact(file, named)
     return file, saved
 
 

@@ -199,5 +199,5 @@ def read_report(
     race = replace(race, name=name, notes=(*race.notes, *notes))
     labels, protocol = asked.get("labels"), asked.get("protocol")
     found = judge_claims(claims, sources, labels=labels, protocol=protocol, rules=rules)
-    succeeded = judge_success(claims, [Path(source) for source in sources])
+    succeeded = judge_success(claims, [Path(source) for source in sources], protocol=protocol)
     return RaceReport(race, tuple(found), tuple(succeeded))

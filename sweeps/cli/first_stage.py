@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -34,7 +35,7 @@ def run_first_stage(study: Study, directory: Path, launch: LaunchOptions, output
 
 
 def _run(study: Study, plan: StudyPlan, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
-    mirror = Mirror.prepared(study, directory, launch, outputs)
+    mirror = Mirror.prepared(study, directory, launch, replace(outputs, no_report=True))
     with study_lock(directory):
         write_plan(study, plan, directory)
         failures, stopped = run_all(plan.runs, directory, mirror, launch)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from harness.config.spec import RunSpec
 from harness.errors import ListedError, UserError
-from harness.records.checkpoint_files import CHECKPOINTS, checkpoints, weights_files
+from harness.records.checkpoint_files import CHECKPOINTS, check_exact, checkpoints, weights_files
 from harness.records.record import Record
 from sweeps.plan.plan import PlannedRun
 from sweeps.plan.run_state import read_state, read_step
@@ -88,7 +88,10 @@ def _check_start(run: PlannedRun, directory: Path) -> None:
         return
     kept, step = weights_files(first.path), read_step(first.path)
     passed = step > start.run_step or (step == start.run_step and first.status == "done")
-    if not passed or start.run_step in kept:
+    if not passed:
+        return
+    if start.run_step in kept:
+        check_exact(kept[start.run_step], f"run {start.run} at step {start.run_step}")
         return
     raise UserError(
         f"{run.label} starts from {first.path} at step {start.run_step}, but that run is at step {step} and "

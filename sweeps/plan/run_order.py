@@ -7,8 +7,9 @@ on its last run for long while the others are idle. So a few of the last runs ar
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 from harness.errors import UserError
@@ -25,8 +26,8 @@ GAIN = 0.01
 def in_balanced_order(runs: Sequence[PlannedRun], directory: Path, slots: int) -> Iterator[PlannedRun]:
     """Yield the runs of a study in the order in which they are to start.
 
-    The first one of each slot is that of the plan, and is yielded before any cost is counted. A study whose
-    costs cannot be counted keeps the order of the plan.
+    The first one of each slot is that of the plan, and is yielded before any cost is counted. The order stays
+    that of the plan if costs cannot be counted, or if arms would be run one after the other.
     """
     states = [read_state(run, directory) for run in runs]
     due = [state for state in states if state.status not in ("done", "running")]
@@ -41,7 +42,22 @@ def in_balanced_order(runs: Sequence[PlannedRun], directory: Path, slots: int) -
         costs = [flops_left(state) for state in last]
     except UserError:
         costs = [0] * len(last)
-    yield from (last[place].run for place in balanced(costs, slots, fixed=len(early))[len(early) :])
+    order = [last[place].run for place in balanced(costs, slots, fixed=len(early))[len(early) :]]
+    before = [state.run for state in states if state.run.id not in moved]
+    yield from order if are_interleaved([*before, *order]) else (state.run for state in movable)
+
+
+def are_interleaved(runs: Sequence[PlannedRun]) -> bool:
+    """Return whether no arm has all of its runs before all runs of another, which forbids to compare seconds.
+
+    Arms with one run are ignored.
+    """
+    places: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        arm = {name: value for name, value in run.values.items() if name != "seed"}
+        places.setdefault(json.dumps(arm, sort_keys=True, default=str), []).append(place)
+    several = [found for found in places.values() if len(found) > 1]
+    return not any(first[-1] < then[0] for first, then in permutations(several, 2))
 
 
 def flops_left(state: RunState) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import flowrace as flowrace_package
 from harness.assembly.frozen import is_of_further_parts
@@ -17,6 +18,7 @@ from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.kept_features import samples_identity
 from harness.records import checkpoint
+from harness.records.checkpoint_files import HEADER
 from harness.records.record import Record
 from harness.train.state import POSITIONS, load_pretrained
 from harness.train.trained_run import checkpoint_of_run
@@ -248,11 +250,14 @@ def test_weights_that_a_finished_first_stage_did_not_keep_are_missing_before_the
     write_run(first, grid=[3])
     kept = first / "checkpoints" / "step-00000003.safetensors"
     kept.parent.mkdir(exist_ok=True)
-    kept.touch()
+    save_file({"w": np.zeros(1, np.float32)}, kept)
     with pytest.raises(UserError, match=r"at step 1, but that run is at step 3 and kept weights of steps 3"):
         check_weights(runs, tmp_path / "policies")
-    kept.rename(kept.with_name("step-00000001.safetensors"))
+    kept = kept.rename(kept.with_name("step-00000001.safetensors"))
     check_weights(runs, tmp_path / "policies")
+    save_file({"w": np.zeros(1, np.float32)}, kept, {HEADER: '{"precision": "bfloat16"}'})
+    with pytest.raises(UserError, match=r"at step 1 in bfloat16; train that run with train.keep_precision"):
+        check_weights(runs, tmp_path / "policies")
 
 
 def test_run_outside_a_study_has_no_arm_to_start_from(folder: Path) -> None:

@@ -90,3 +90,15 @@ def test_study_keeps_the_order_of_its_plan_if_costs_cannot_be_counted(
     monkeypatch.setattr(run_order, "flops_left", fails)
     assert list(in_balanced_order(planned, tmp_path, slots=2)) == planned
     assert list(in_balanced_order(planned, tmp_path, slots=1)) == planned
+
+
+def test_order_of_the_plan_is_kept_where_arms_would_run_one_after_the_other(
+    planned: list[PlannedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With costs 1, 1.6 and 0.5 and two seeds the shortest order starts the third arm last."""
+    costs = {"flow": 10, "repa": 16, "self_flow": 5}
+    monkeypatch.setattr(run_order, "flops_left", lambda state: costs[state.run.spec.method.name])
+    two_seeds = planned[:6]
+    shortest = balanced([costs[run.spec.method.name] for run in two_seeds], 2, fixed=2)
+    assert [two_seeds[place].spec.method.name for place in shortest[4:]] == ["self_flow"] * 2
+    assert list(in_balanced_order(two_seeds, tmp_path, slots=2)) == two_seeds
