@@ -12,7 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Everything, or only what a race needs: 78 packages and 1.4 GB less.
+# Everything, or only what a race needs.
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 FOR_RACE := $(VENV)/.installed-for-race$(if $(LOCKED),-locked)
 export HF_HUB_OFFLINE ?= 1

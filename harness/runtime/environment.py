@@ -67,7 +67,7 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads or cores())
     # `use_deterministic_algorithms` also imports Inductor, which takes a second; compiled blocks call it.
     torch.set_deterministic_debug_mode("error")
-    # With deterministic kernels torch fills every new tensor with NaN, about 2 % of a small network's step.
+    # With deterministic kernels torch fills every new tensor with NaN, which takes time.
     # No operation of a run reads memory that none has written. torch's stub lacks the setting.
     filling = torch.utils.deterministic
     filling.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

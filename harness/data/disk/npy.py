@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from threading import Lock
 from tokenize import TokenError
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ DAMAGED_ZIP = (
     struct.error, OverflowError, KeyError, IndexError,
 )  # fmt: skip
 """Exceptions that zipfile raises for damaged, encrypted and unsupported files."""
+_PARSER = Lock()
 _DAMAGED_NPY = (ValueError, SyntaxError, TokenError, TypeError, EOFError, OverflowError, RecursionError)
 
 
@@ -52,7 +54,9 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _later_header(version)
-        shape, fortran, dtype = read(file)
+        # Before Python 3.12 two threads that parse Python source, as a header is, raise SystemError at times.
+        with _PARSER:
+            shape, fortran, dtype = read(file)
     except _DAMAGED_NPY as error:
         raise damaged(where, "a .npy file", error) from error
     if dtype.hasobject:
