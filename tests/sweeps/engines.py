@@ -57,7 +57,7 @@ def drain(launcher: Launcher, patience: float = 120.0) -> list[Event]:
 
 
 def until(
-    condition: Callable[[], object], launcher: Launcher | None = None, patience: float = 120.0
+    condition: Callable[[], object], launcher: Launcher | None = None, patience: float = 300.0
 ) -> list[Event]:
     events: list[Event] = []
     give_up = time.monotonic() + patience
